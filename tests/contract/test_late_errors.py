@@ -64,7 +64,10 @@ _LATE: dict[str, tuple[str, ...]] = {
         "not before: forward passes prove it; tunesmith.architecture.causality:require_causal checks the configuration "
         "in plan",
     ),
-    "inference/chatter.py Chatter._encode_prompt": (_ASKING,),
+    "inference/answer_log.py _check_job": (_ASKING,) * 2,
+    "inference/answer_log.py open_answer_log": (_ASKING,) * 2,
+    "inference/file_prompts.py FilePrompts.__init__": (_ASKING,),
+    "inference/chatter.py Chatter.encode_prompt": (_ASKING,),
     "inference/chatter.py Chatter.ask": (_ASKING,),
     "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),

@@ -243,10 +243,10 @@ def test_o16_an_unrelated_file_in_the_base_folder_changes_nothing(
 def test_w4_generate_asks_as_the_recipe_does(moved: Path, tunesmith: Command) -> None:
     Path("ask.jsonl").write_text('{"q": "hi"}\n')
     found = []
-    for asking in (("--prompt", "hi"), ("--row", "q=hi"), ("--rows", "ask.jsonl")):
+    for asking in (("--prompt", "hi"), ("--row", "q=hi"), ("--file", "ask.jsonl")):
         done = tunesmith("generate", "runs/a", *asking, *ASK, "--json")
         assert done.code == 0, done.output
-        found.append(json.loads(done.out.strip().splitlines()[0]) if asking[0] == "--rows" else json.loads(done.out)[0])
+        found.append(json.loads(done.out.strip().splitlines()[0]) if asking[0] == "--file" else json.loads(done.out)[0])
     assert len({one.get("answer", one.get("prediction")) for one in found}) == 1
     assert all(part in found[-1]["prompt"] for part in ("Be brief.", "Do: hi"))
 

@@ -45,7 +45,7 @@ def test_generate_gives_the_answers_of_evaluation(
     for names in ({}, {"q": "question", "a": "answer"}):  # as in the source, and as the recipe names them
         chosen = [json.loads(rows[one["row"] - 1]) for one in told]
         asked.write_text("".join(json.dumps({names.get(k, k): v for k, v in one.items()}) + "\n" for one in chosen))
-        found = [json.loads(one) for one in generate("trees@staging", "--rows", str(asked))]
+        found = [json.loads(one) for one in generate("trees@staging", "--file", str(asked))]
         assert [(one["prediction"], one["reference"]) for one in found] == [
             (one["prediction"], one["reference"]) for one in told
         ]

@@ -130,8 +130,8 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("no such alias", ("loop@live", *HI), 2),
         ("no prompt", ("loop@staging",), 2),
         ("no such column", ("loop@staging", "--row", "x=1"), 2),
-        ("no such file", ("loop@staging", "--rows", "none.jsonl"), 3),
-        ("two questions", ("loop@staging", *HI, "--rows", "rows.jsonl"), 2),
+        ("no such file", ("loop@staging", "--file", "none.jsonl"), 3),
+        ("two questions", ("loop@staging", *HI, "--file", "rows.jsonl"), 2),
         ("a damaged run", ("runs/damaged", *HI), 6),
     ],
     "chat": [

@@ -11,8 +11,12 @@ MESSAGES = {"task": "chat", "messages": "turns"}
 TEXT = {"task": "text", "text": "body", "sample_prefix_tokens": 4}
 
 
-def tuned_model(model: Path, folder: Path, data: dict[str, Any]) -> str:
-    """Copy a model to a folder and add a card with the `data` section of its recipe; return the folder."""
+def tuned_model(model: Path, folder: Path, data: dict[str, Any], **card: Any) -> str:
+    """Copy a model to a folder and add a card with the `data` section of its recipe; return the folder.
+
+    Args:
+        card: further values of the card, such as the precision.
+    """
     shutil.copytree(model, folder, dirs_exist_ok=True)
-    (folder / "tunesmith.json").write_text(json.dumps({"data": data}))
+    (folder / "tunesmith.json").write_text(json.dumps({"data": data, **card}))
     return str(folder)

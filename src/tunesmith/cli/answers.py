@@ -2,20 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.core.progress import log
-from tunesmith.core.records import Example
-from tunesmith.data.sources import Row, read_rows
+from tunesmith.core.progress import Progress, log
+from tunesmith.data.local_files import digest_source_file
+from tunesmith.inference.answer_log import open_answer_log
 from tunesmith.inference.chatter import Chatter
-from tunesmith.recipe.data_source import FileSource
-from tunesmith.recipe.schema import Data, TextData
+from tunesmith.inference.file_prompts import FilePrompts, answer_file_prompts
+from tunesmith.recipe.schema import TextData
 from tunesmith.report.wording import visible
-from tunesmith.tasks.base import RowProblem, Task
-from tunesmith.tasks.references import row_references, scored_reference
 
 
 def read_row(pairs: Sequence[str]) -> dict[str, str]:
@@ -29,22 +28,10 @@ def read_row(pairs: Sequence[str]) -> dict[str, str]:
             )
         if column in row:
             raise RecipeError(
-                f"`{column}` is given twice", where="--row", code="usage", hint="for several rows, pass --rows FILE"
+                f"`{column}` is given twice", where="--row", code="usage", hint="for several rows, pass --file FILE"
             )
         row[column] = value
     return row
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Return the lines of a text file without blank ones; `-` is standard input. Raise DataError if none is left."""
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError("is not UTF-8 text", where=str(file), code="encoding", hint="save it as UTF-8") from None
-    prompts = [line for line in text.split("\n") if line.strip()]
-    if not prompts:
-        raise DataError("has no prompts", where=str(file), code="no-prompts", hint="write one prompt per line")
-    return prompts
 
 
 def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **settings: Any) -> list[dict[str, Any]]:
@@ -59,48 +46,54 @@ def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **sett
         if line["error"] is not None:
             hint = "shorten the prompt, or lower --max-new-tokens"
             raise DataError(line["error"], where=prompt[:80], code="answer-failed", hint=hint)
-        answers.append({"prompt": prompt, "answer": line["prediction"], **_sample(index, samples)})
+        sample = {"sample": index % samples} if samples > 1 else {}
+        answers.append({"prompt": prompt, "answer": line["prediction"], **sample})
     return answers
 
 
-def _sample(index: int, samples: int) -> dict[str, int]:
-    """Return {sample}, the number of the answer at `index` among those of its prompt; {} if each prompt has one."""
-    return {"sample": index % samples} if samples > 1 else {}
-
-
-def answer_rows(chatter: Chatter, file: Path, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
-    """Return {id, row, sample, prompt, prediction, reference, stopped, error} for each row of a data file, in order.
-
-    `id` is the row's column of that name, or else its number. `sample` is left out if each row has one answer, and
-    `reference` if the row has none. Columns that the model's recipe renames are renamed here too. `tunesmith score` can
-    read the result.
-
-    Raises:
-        RecipeError: a row lacks a column of the prompt.
-        DataError: the file cannot be read, or a row cannot be used.
-    """
-    source = FileSource(file=str(file))
-    rows = [replace(row, values=chatter.recorded.renamed(row.values)) for row in read_rows(source, folder=Path())]
-    prompts = [chatter.turns_of_row(row.values, row.where) for row in rows]
-    lines = chatter.answer(prompts, samples=samples, **settings)
+def answer_file(chatter: Chatter, file: Path, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
+    """Return the answers to the rows or lines of a file in order, see `answer_file_prompts`."""
+    lines = list(answer_file_prompts(chatter, FilePrompts(chatter, file), samples=samples, **settings))
     if failed := sum(line["error"] is not None for line in lines):
         log(f"{failed} of {len(lines)} answers are missing; see their `error`")
-    answers = []
-    for index, line in enumerate(lines):
-        row = rows[index // samples]
-        ids = {"id": row.values.get("id", row.number), "row": row.number, **_sample(index, samples)}
-        answers.append({**ids, **line, **_reference(chatter.task, chatter.data, row)})
-    return answers
+    return sorted(lines, key=lambda line: (line["row"], line.get("sample", 0)))
 
 
-def _reference(task: Task, data: Data, row: Row) -> dict[str, str | list[str]]:
-    """Return {reference} if the row has one or several, else {}."""
-    try:
-        references = row_references(data, row.values)
-        turns = () if references else task.parse(row.values)
-        return {"reference": scored_reference(task, Example("", row.number, "", turns, references))}
-    except RowProblem:
-        return {}
+def answer_file_to(
+    out: Path, chatter: Chatter, file: Path, *, samples: int, restart: bool, **settings: Any
+) -> dict[str, Any]:
+    """Append the answers to the rows or lines of a file to `out` as they finish, and return {out, answers, failed}.
+
+    Answers that an interrupted call left in `out` are not asked again.
+
+    Args:
+        restart: discard the answers in `out`, also those of another model, file or settings.
+
+    Raises:
+        Interrupted: Ctrl-C or a signal came.
+        RecipeError: `out` has answers of another model, file or settings, or is another file.
+        DoesNotFit: the disk is full.
+    """
+    with interrupt.catch_signals():
+        prompts = FilePrompts(chatter, file)
+        job = {
+            "model": chatter.folder.digest(),
+            "file": digest_source_file(file),
+            "rows": prompts.count,
+            "columns": dict(chatter.row),
+            "system": chatter.system,
+            "recorded": asdict(chatter.recorded),
+            "settings": {**settings, "sampling": asdict(settings["sampling"]), "samples": samples},
+        }
+        with open_answer_log(out, job, samples=samples, restart=restart) as answers:
+            total = prompts.count * samples
+            progress = Progress("answers", total=total, unit="answers", start=answers.finished)
+            lines = answer_file_prompts(chatter, prompts, samples=samples, is_finished=answers.has, **settings)
+            for line in lines:
+                answers.append(line)
+                progress.update(answers.finished)
+            progress.close()
+    return {"out": str(out), "answers": answers.finished, "failed": answers.failed}
 
 
 def note_missing_template(chatter: Chatter, reference: str) -> None:

@@ -15,10 +15,11 @@ _OTHER_COMMANDS = {
     "dry-run": "plan", "validate": "plan", "check": "plan", "ladder": "sweep", "new": "init", "inspect": "show",
     "info": "status",
 }  # fmt: skip
-# Options of former versions.
+# Options of former versions, with the command if another command still has the option.
 _FORMER_OPTIONS = {
     "--bar": "the option is now --threshold",
     "--rung": "the option is now --trial",
+    "generate --rows": "the option is now --file",
     "--alias": "to point an alias at a version of the registry: tunesmith alias NAME@VERSION ALIAS",
 }
 # Hints for commands that often get an extra argument.
@@ -50,7 +51,8 @@ def usage_error(error: exceptions.CycloptsError) -> RecipeError:
         if _argument_name(option) in arguments:
             hint = f"{_argument_name(option)} has no dashes: tunesmith {command} {' '.join(arguments)}"
         else:
-            hint = _FORMER_OPTIONS.get(option) or _recipe_key_hint(option) or help_command
+            former = _FORMER_OPTIONS.get(option) or _FORMER_OPTIONS.get(f"{command} {option}")
+            hint = former or _recipe_key_hint(option) or help_command
     elif isinstance(error, exceptions.UnknownCommandError):
         word = next((token for token in error.unused_tokens or () if token in _OTHER_COMMANDS), None)
         hint = f"did you mean `tunesmith {_OTHER_COMMANDS[word]}`?" if word else help_command

@@ -11,6 +11,7 @@ from tunesmith.core.files import write_chunks
 
 # `json.dumps` would build a new encoder for every value.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_BLOCK_BYTES = 2**16
 
 
 def json_line(value: Any) -> str:
@@ -48,14 +49,27 @@ def read_whole_lines(path: Path) -> list[Any]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end != len(content):
-        os.truncate(path, end)
+    cut_partial_line(path)
     # Not `splitlines`, which also splits at U+0085 and U+2028; JSON does not escape them.
-    lines = content[:end].split(b"\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     hint = "the file is a log: move it away, and the run continues without its content"
     return [_parse(line, f"{path}:{number}", hint) for number, line in enumerate(lines, 1)]
+
+
+def cut_partial_line(path: Path) -> None:
+    """Cut off a last line without a line break: its writer was killed, or the disk was full."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        kept = end
+        while kept:
+            start = max(0, kept - _BLOCK_BYTES)
+            file.seek(start)
+            if (line_break := file.read(kept - start).rfind(b"\n")) >= 0:
+                kept = start + line_break + 1
+                break
+            kept = start
+    if kept != end:
+        os.truncate(path, kept)
 
 
 def _parse(line: bytes, where: str, hint: str | None = None) -> Any:

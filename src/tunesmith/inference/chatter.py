@@ -1,6 +1,6 @@
 """Ask a model with the same prompt template and generation as in training and evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,14 @@ _MAX_NEW_TOKENS = 256
 TaskData = ChatData | CompletionData | Seq2SeqData | TextData
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """The turns of a prompt and its ids."""
+
+    turns: tuple[Turn, ...]
+    ids: tuple[int, ...]
+
+
 @dataclass
 class Chatter:
     """A model with its prompt template.
@@ -41,12 +49,14 @@ class Chatter:
         row: values for columns of the prompt and the system turn; a prompt text fills the remaining column.
         turns: the conversation so far (chat models only).
         recorded: settings of the model's recipe, if known.
+        folder: the files of the model.
     """
 
     model: Any
     task: Task
     data: TaskData
     tokenizer: TokenizerAdapter
+    folder: ModelFolder
     is_trained_prompt: bool
     system: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -109,7 +119,7 @@ class Chatter:
             message = f"a prompt text replaces one column of this model's prompt template, but {problem}"
             options = " ".join(f"--row {name}=..." for name in self.columns)
             count = "all columns but one" if unfilled else "fewer columns"
-            hint = f"set {count} with --row: {options}; or use rows of a file with --rows FILE"
+            hint = f"set {count} with --row: {options}; or use rows of a file with --file FILE"
             raise RecipeError(message, code="prompt-columns", hint=hint)
         return self.turns_of_row({**self.row, unfilled[0]: text})
 
@@ -151,40 +161,63 @@ class Chatter:
         The other arguments are those of `ask`.
         """
         check_generation_options(sampling, samples=samples, beams=beams, stop=stop, max_new_tokens=max_new_tokens)
-        examples = tuple(Example(str(i), i + 1, str(i), tuple(turns)) for i, turns in enumerate(conversations))
-        ids = tuple(tuple(self._encode_prompt(turns)) for turns in conversations)
-        texts = tuple("\n\n".join(turn.text for turn in turns) for turns in conversations)
-        limit = self._default_limit(ids) if max_new_tokens is None else max_new_tokens
-        prompts = Prompts(
-            examples,
-            ids,
-            texts,
-            self.task.stop_ids,
-            limit,
-            self.task.decoder_prefix_ids,
-            beams,
-            samples,
-            tuple(seed_samples(sampling, samples) * len(conversations)),
-            StopStrings(tuple(stop), self.tokenizer.decode) if stop else None,
-        )
-        lines = predict(self.model, prompts, self.task, range(prompts.answers))
-        ordered = sorted(lines, key=lambda line: (line["row"], line.get("sample", 1)))
-        return [{key: line[key] for key in ("prompt", "prediction", "stopped", "error")} for line in ordered]
+        options = seed_samples(sampling, samples) * len(conversations)
+        prompts = [prompt for turns in conversations for prompt in [self.encode_prompt(turns)] * samples]
+        lines = dict(self.answer_prompts(prompts, options, max_new_tokens=max_new_tokens, beams=beams, stop=stop))
+        return [lines[place] for place in range(len(prompts))]
 
-    def _default_limit(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Return the default limit of an answer in tokens, which leaves room for the longest prompt."""
-        taken = len(self.task.decoder_prefix_ids) or max(map(len, prompts), default=0)
+    def answer_prompts(
+        self,
+        encoded: Sequence[EncodedPrompt],
+        sampling: Sequence[Sampling],
+        *,
+        max_new_tokens: int | None = None,
+        beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (place of the prompt, {prompt, prediction, stopped, error}) as answers finish.
+
+        Args:
+            sampling: how each answer is sampled.
+
+        The other arguments are those of `ask`. An answer does not depend on the other prompts.
+        """
+        examples = tuple(Example(str(i), i + 1, str(i), prompt.turns) for i, prompt in enumerate(encoded))
+        ids = tuple(prompt.ids for prompt in encoded)
+        texts = tuple("\n\n".join(turn.text for turn in prompt.turns) for prompt in encoded)
+        stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
+        by_limit: dict[int, list[int]] = {}
+        for place, prompt in enumerate(encoded):
+            by_limit.setdefault(max_new_tokens or self._default_limit(prompt), []).append(place)
+        for limit, places in by_limit.items():
+            prompts = Prompts(
+                examples,
+                ids,
+                texts,
+                self.task.stop_ids,
+                limit,
+                self.task.decoder_prefix_ids,
+                beams,
+                sampling=tuple(sampling),
+                stop_strings=stops,
+            )
+            for line in predict(self.model, prompts, self.task, places):
+                yield line["row"] - 1, {key: line[key] for key in ("prompt", "prediction", "stopped", "error")}
+
+    def _default_limit(self, prompt: EncodedPrompt) -> int:
+        """Return the default limit of an answer in tokens, which leaves room for its prompt."""
+        taken = len(self.task.decoder_prefix_ids or prompt.ids)
         return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, max_positions(self.model) - taken))
 
-    def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the ids of a prompt. Chat templates may rewrite earlier answers, such as removing their thoughts.
+    def encode_prompt(self, turns: Sequence[Turn]) -> EncodedPrompt:
+        """Return a prompt with its ids. Chat templates may rewrite earlier answers, such as removing their thoughts.
 
         Raises:
             DataError: the template refuses the conversation, or rewrites one whose text contains control tokens.
         """
         encode = self.task.encode_conversation if isinstance(self.task, ChatTask) else self.task.encode_prompt
         try:
-            return encode(turns)
+            return EncodedPrompt(tuple(turns), tuple(encode(turns)))
         except RowProblem as problem:
             raise DataError(str(problem), code=problem.code) from problem
 
@@ -210,7 +243,7 @@ def open_chatter(
             raise RecipeError(f"a system turn has no effect with `task: {data.task}`", code="no-effect")
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
-    chatter = Chatter(None, task, data, tokenizer, is_trained, system, row, recorded=recorded_options(folder))
+    chatter = Chatter(None, task, data, tokenizer, folder, is_trained, system, row, recorded=recorded_options(folder))
     known = (*chatter.columns, *message_columns(data))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"

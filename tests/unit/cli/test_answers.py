@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from tests.support.errors import raises
 from tests.support.tuned import CHAT, TEXT, tuned_model
 
 from tunesmith.cli import app
-from tunesmith.cli.answers import read_prompts, read_row
+from tunesmith.cli.answers import answer_file_to, read_row
 from tunesmith.cli.boundary import run_command
-from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.jsonl import read_jsonl
+from tunesmith.inference.chatter import open_chatter
+from tunesmith.inference.request import Answer
+from tunesmith.inference.sampling import Sampling
 
 Tuned = Callable[[dict[str, Any]], str]
 Run = Callable[..., tuple[int, str, str]]
@@ -49,33 +54,23 @@ def test_read_row_refuses_malformed_and_repeated_columns(pairs: list[str]) -> No
         read_row(pairs)
 
 
-def test_read_prompts_takes_one_prompt_per_line(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes("\ufeffone\u2028still\n\n two \n".encode())
-    assert read_prompts(file) == ["one\u2028still", " two "]
-    for content, code in ((b"\n", "no-prompts"), (b"\xff", "encoding")):
-        file.write_bytes(content)
-        with raises(DataError, code, where=str(file)):
-            read_prompts(file)
-
-
-def test_generate_rows_keeps_ids_and_order(tuned: Tuned, run: Run, tmp_path: Path) -> None:
+def test_rows_of_a_file_keep_their_ids_and_order(tuned: Tuned, run: Run, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "q7", "mr": "one", "ref": "1"}\n{"id": "q3", "mr": "two and three", "ref": "2"}\n')
     without_reference = tmp_path / "without.csv"
     without_reference.write_text("mr\none\n")
     model = tuned(CHAT)
-    code, out, err = run("generate", model, "--rows", str(rows), "--max-new-tokens", "4", "--json")
+    code, out, err = run("generate", model, "--file", str(rows), "--max-new-tokens", "4", "--json")
     assert (code, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [(line["id"], line["row"], line["reference"]) for line in lines] == [("q7", 1, "1"), ("q3", 2, "2")]
-    code, out, _ = run("generate", model, "--rows", str(without_reference), "--max-new-tokens", "4", "--json")
+    code, out, _ = run("generate", model, "--file", str(without_reference), "--max-new-tokens", "4", "--json")
     [line] = [json.loads(line) for line in out.splitlines()]
     assert (code, line["prediction"], line["id"]) == (0, lines[0]["prediction"], 1)
     assert "reference" not in line
     several = tuned({**CHAT, "references": ["ref", "ref2"]})
     rows.write_text('{"mr": "one", "ref": "1", "ref2": ["2", "3"]}\n{"mr": "one", "ref2": "2"}\n{"mr": "one"}\n')
-    out = run("generate", several, "--rows", str(rows), "--max-new-tokens", "4", "--json")[1]
+    out = run("generate", several, "--file", str(rows), "--max-new-tokens", "4", "--json")[1]
     found = [json.loads(line).get("reference") for line in out.splitlines()]
     assert found == [["1", "2", "3"], "2", None]
     one_row = ("generate", model, "--row", "mr=one", "--max-new-tokens", "4")
@@ -94,13 +89,15 @@ def test_generate_notes_a_missing_prompt_template(tiny: Path, tuned: Tuned, run:
     "options",
     [
         [],
-        ["--prompt", "a", "--rows", "x.csv"],
-        ["--prompt", "a", "--file", "x.txt"],
-        ["--row", "mr=a", "--rows", "x.csv"],
+        ["--prompt", "a", "--file", "x.csv"],
+        ["--row", "mr=a", "--file", "x.csv"],
         ["--row", "mr"],
+        ["--prompt", "a", "--out", "y.jsonl"],
+        ["--file", "-", "--out", "y.jsonl"],
+        ["--file", "x.csv", "--restart"],
     ],
 )
-def test_generate_needs_exactly_one_kind_of_input(options: list[str], tiny: Path, run: Run) -> None:
+def test_contradicting_inputs_are_refused(options: list[str], tiny: Path, run: Run) -> None:
     code, out, _ = run("generate", str(tiny), *options, "--json")
     assert (code, json.loads(out)["error"]["code"]) == (2, "usage")
 
@@ -121,7 +118,7 @@ def test_samples_use_consecutive_seeds(tuned: Tuned, run: Run, tmp_path: Path) -
         assert json.loads(alone) == [answer]
     rows = tmp_path / "rows.csv"
     rows.write_text("mr,ref\none,1\ntwo,2\n")
-    out = run("generate", model, "--rows", str(rows), *options, *samples)[1]
+    out = run("generate", model, "--file", str(rows), *options, *samples)[1]
     lines = [json.loads(line) for line in out.splitlines()]
     assert [(line["row"], line["sample"], line["reference"]) for line in lines] == [
         (1, 0, "1"), (1, 1, "1"), (2, 0, "2"), (2, 1, "2"),
@@ -135,6 +132,70 @@ def test_an_answer_ends_before_a_stop_string(tuned: Tuned, run: Run) -> None:
     stop = whole[7:9]
     [cut] = [answer["answer"] for answer in json.loads(run(*command, f"--stop={stop}", "--stop", "absent")[1])]
     assert cut == whole[: whole.index(stop)]
+
+
+def test_an_output_file_has_the_answers_of_stdout_and_is_asked_once(tuned: Tuned, run: Run, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "new" / "answers.jsonl"
+    rows.write_text("id,mr,ref\nq1,one,1\nq2,two and three,2\nq3,four,3\n")
+    options = ("--file", str(rows), "--max-new-tokens", "4", "--json", *SAMPLED, "--samples", "2")
+    model = tuned(CHAT)
+    printed = run("generate", model, *options)[1].splitlines()
+    code, result, err = run("generate", model, *options, "--out", str(out))
+    assert (code, json.loads(result)) == (0, {"out": str(out), "answers": 6, "failed": 0})
+    assert "answers 6/6" in err
+    written = out.read_text().splitlines()
+    assert sorted(written) == sorted(printed)
+    out.write_text("".join(line + "\n" for line in written[:4]) + written[4][:20])  # killed in the fifth answer
+    assert run("generate", model, *options, "--out", str(out))[0] == 0
+    assert out.read_text().splitlines()[:4] == written[:4]
+    assert sorted(out.read_text().splitlines()) == sorted(printed)
+
+
+def test_answers_of_another_job_are_kept_without_restart(tuned: Tuned, run: Run, tmp_path: Path) -> None:
+    rows, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    rows.write_text("\ufeffone\u2028still\n\n two \n")
+    model = tuned(CHAT)
+
+    def generate(*options: str) -> str | None:
+        command = ("generate", model, "--file", str(rows), "--out", str(out), "--json", *options)
+        _, printed, _ = run(*command)
+        error: str | None = json.loads(printed).get("error", {}).get("code")
+        return error
+
+    assert generate("--max-new-tokens", "2") is None
+    lines = list(read_jsonl(out))
+    assert {line["row"]: line["prompt"] for line in lines} == {
+        1: "Be brief.\n\nSay one\u2028still.", 3: "Be brief.\n\nSay  two .",
+    }  # fmt: skip
+    before = out.read_bytes()
+    assert generate("--max-new-tokens", "3") == "inputs-changed"
+    rows.write_text("one\n")
+    assert generate("--max-new-tokens", "2") == "inputs-changed"
+    assert out.read_bytes() == before
+    assert generate("--max-new-tokens", "2", "--restart") is None
+    assert len(out.read_text().splitlines()) == 1
+    for foreign in (tmp_path / "notes.jsonl", rows):
+        foreign.write_text("mine\n")
+        code, printed, _ = run("generate", model, "--file", str(rows), "--out", str(foreign), "--restart", "--json")
+        assert (code, json.loads(printed)["error"]["code"], foreign.read_text()) == (2, "exists", "mine\n")
+
+
+def test_memory_does_not_grow_with_the_rows(tuned: Tuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer_at_once(model: Any, prompts: list[Any], **settings: Any) -> Iterator[Answer]:
+        yield from (Answer(place, (5,), True) for place in range(len(prompts)))
+
+    monkeypatch.setattr("tunesmith.inference.predict.generate", answer_at_once)
+    monkeypatch.setattr("tunesmith.inference.file_prompts._WINDOW", 100)
+    chatter, peaks = open_chatter(tuned(CHAT)), []
+    for count in (400, 200, 4000):  # the first fills caches
+        rows, out = tmp_path / f"{count}.jsonl", tmp_path / f"{count}.answers.jsonl"
+        rows.write_text("".join(f'{{"mr": "row {i % 50}"}}\n' for i in range(count)))
+        tracemalloc.start()
+        result = answer_file_to(out, chatter, rows, samples=1, restart=False, sampling=Sampling())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result == {"out": str(out), "answers": count, "failed": 0}
+    assert peaks[2] < peaks[1] + 100_000  # 26 bytes a row; a row with its prompt takes 1,000
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tunesmith.cli.boundary import run_command
         ("rollback", "MODEL", "tunesmith rollback MODEL"),
         ("compare a b", "`b`", "verdict"),
         ("generate m hello", "`hello`", "--prompt"),
+        ("generate m --rows x.csv", "--rows", "--file"),
         ("status a b", "`b`", "tunesmith status --help"),
         ("plan r.yaml --train.epochs 3", "--train.epochs", "train.epochs=VALUE"),
         ("plan r.yaml --lr 1e-4", "--lr", "train.learning_rate=VALUE"),

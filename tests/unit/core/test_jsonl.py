@@ -14,7 +14,7 @@ from tests.support.errors import raises
 from tests.support.json_values import json_values
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit
-from tunesmith.core.jsonl import json_line, read_jsonl, read_whole_lines, whole_lines, write_jsonl
+from tunesmith.core.jsonl import cut_partial_line, json_line, read_jsonl, read_whole_lines, whole_lines, write_jsonl
 
 
 @given(json_values)
@@ -76,3 +76,13 @@ def test_write_jsonl_reports_a_full_device(tmp_path: Path) -> None:
     (tmp_path / "full").symlink_to("/dev/full")
     with raises(DoesNotFit, "disk-full"):
         write_jsonl(tmp_path / "full", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"), [(b"", b""), (b"par", b""), (b"a\n", b"a\n"), (b"a\nb\n" + b"c" * 200_000, b"a\nb\n")]
+)
+def test_cut_partial_line_keeps_whole_lines(tmp_path: Path, content: bytes, kept: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(content)
+    cut_partial_line(path)
+    assert path.read_bytes() == kept
