@@ -23,7 +23,8 @@ def side_by_side(run: RunDir, rows: int) -> str:
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
         tables = [_metric_lines(verdict), _group_lines(verdict)]
-        blocks += map("\n".join, [wording.other_reasons(verdict), *tables, guards, _problem_lines(verdict)])
+        reasons = [wording.SCOPE, *wording.other_reasons(verdict)]
+        blocks += map("\n".join, [reasons, *tables, guards, _problem_lines(verdict)])
     if sentence := wording.checkpoint_sentence(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:

@@ -127,6 +127,13 @@ def incumbent_sentences(view: RunView) -> list[str]:
     ]
 
 
+SCOPE = (
+    "The interval covers the choice of test rows. It does not cover training: one seed was trained, and another may "
+    "give another gain."
+)
+"""The limits of a verdict, for the report and `compare`."""
+
+
 def other_reasons(verdict: Verdict) -> list[str]:
     """Return the reasons of a verdict that `verdict_sentence` does not contain."""
     return [reason for reason in verdict.reasons if reason not in reasons_of(verdict.primary)]
