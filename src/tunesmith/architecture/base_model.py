@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.architecture.weight_headers import tensor_shapes
+from tunesmith.architecture.weight_headers import EMBEDDINGS, OUTPUTS, tensor_shapes
 from tunesmith.core.errors import DamagedFile, RecipeError
 
-# The last parts of the names of input embeddings in the architectures of transformers.
-_EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings", "embedding")
-# Names of the output layer. It is not stored if it is tied to the embedding.
-_OUTPUTS = ("lm_head", "embed_out", "output")
 # Where quantization tools store their settings: under a key of config.json, or in a separate file (AutoGPTQ, AutoAWQ).
 _QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTIZED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -84,7 +80,7 @@ def require_vocabulary(folder: Path, vocabulary: int) -> None:
     shapes = {
         tuple(shape)
         for name, shape in tensor_shapes(folder).items()
-        if len(shape) == 2 and name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS
+        if len(shape) == 2 and name.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS
     }
     if len(shapes) == 1 and (rows := shapes.pop()[0]) != vocabulary:
         problem, hint = f"vocab_size is {vocabulary}", _OTHER_MODEL
@@ -159,7 +155,7 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
     tensors = tensor_shapes(folder)
     named = {name for name, _ in shapes.linear()} if shapes.known or not tensors else set()
     stored = {name.removesuffix(".weight"): len(shape) for name, shape in tensors.items() if name.endswith(".weight")}
-    possible = (*_OUTPUTS, *(() if stored else _EMBEDDINGS))
+    possible = (*OUTPUTS, *(() if stored else EMBEDDINGS))
     require_targets(target, sorted({*named, *stored}), possible=possible)
     for entry in target:
         # An entry may also name linear layers; it is wrong if all modules that it names are vectors.
@@ -172,7 +168,7 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
 def refuse_new_tokens_with_bias(folder: Path) -> None:
     """Raise RecipeError if the output layer has a bias: the rows of new tokens then cannot be trained alone."""
     biases = [name.removesuffix(".bias") for name in tensor_shapes(folder) if name.endswith(".bias")]
-    if any(name.rpartition(".")[2] in _OUTPUTS[:2] for name in biases):
+    if any(name.rpartition(".")[2] in OUTPUTS[:2] for name in biases):
         raise output_bias_error()
 
 

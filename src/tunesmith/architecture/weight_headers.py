@@ -14,6 +14,12 @@ from typing import Any
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
 from tunesmith.core.errors import DamagedFile, RecipeError
 
+EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings", "embedding")
+"""The last parts of the names of input embeddings in the architectures of transformers."""
+
+OUTPUTS = ("lm_head", "embed_out", "output")
+"""Names of the output layer. It is not stored if it is tied to the embedding."""
+
 # Tables that are looked up, not multiplied: embeddings of tokens and positions, and T5's relative positions.
 _LOOKUP_TABLES = ("embed", "wpe", "relative_attention_bias", "shared")
 _FETCH_AGAIN = "fetch the model again"

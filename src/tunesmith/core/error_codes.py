@@ -142,6 +142,7 @@ ERROR_CODES = {
     "weights-mismatch": "Stored weights do not match the model: some are missing, unexpected or of another shape.",
     "zero-adapter": "A stored adapter changes nothing: all its updates are zero.",
     "wrong-target": "A name in `tuning.target` matches no module, or peft cannot adapt it.",
+    "no-module": "A pattern of `tuning.freeze` matches no module, or all patterns together match the whole model.",
     "checkpointing-unsupported": "The architecture does not support activation checkpointing.",
     "quantization-unsupported": "On this machine, bitsandbytes cannot multiply quantized weights correctly.",
     "precision-unsupported": "The machine or the model does not support the precision.",

@@ -7,6 +7,7 @@ logits exist. docs/memory.md describes what is counted, and compares estimates w
 import math
 from dataclasses import dataclass
 
+from tunesmith.architecture.freezing import frozen_parameters, trains_embedding
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.activations import MicroBatchShape, SavedActivations
 from tunesmith.recipe.schema import Recipe
@@ -85,11 +86,14 @@ def estimate_memory(
     elsewhere = sharded if offloaded else sharded * (1 - 1 / shards)
     trained_elsewhere = 0.0
     if isinstance(recipe.tuning, FullTuning):
-        trainable = shapes.parameters
+        freeze = recipe.tuning.freeze
+        trainable = shapes.parameters - frozen_parameters(shapes, freeze)
         # The gradient of the embedding exists twice: it is computed as a whole and then accumulated.
-        gradients = trainable + shapes.vocabulary * shapes.hidden + gathered
+        table = shapes.vocabulary * shapes.hidden * trains_embedding(shapes, freeze)
+        gradients = trainable + table + gathered
         # Autocast copies all weights but the sharded ones, which are gathered in the compute precision.
-        weights = trainable * 4.0 + ((trainable - sharded) * compute_bytes if compute_bytes < 4 else 0)
+        copied = shapes.parameters - sharded if compute_bytes < 4 else 0
+        weights = shapes.parameters * 4.0 + copied * compute_bytes
         trained_elsewhere = elsewhere
     else:
         rank, magnitudes = recipe.tuning.rank, int(recipe.tuning.dora)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tunesmith.architecture.base_model import require_targets
+from tunesmith.architecture.freezing import is_frozen, require_matches
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.progress import log
 from tunesmith.fetch.adapter_tokens import trained_token_ids
@@ -35,10 +36,12 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         new_tokens: the tokens whose embedding rows are trained in addition to adapters.
 
     Raises:
-        RecipeError: a name in `tuning.target` matches no module, or peft cannot adapt it or the model's experts.
+        RecipeError: `tuning.target` or `tuning.freeze` names no module, or peft cannot adapt it or the experts.
     """
     if isinstance(tuning, FullTuning):
         model.requires_grad_(True)
+        if tuning.freeze:
+            _freeze(model, tuning.freeze)
         return model
     target = tuning.target if isinstance(tuning.target, str) else list(tuning.target)
     if not isinstance(target, str):
@@ -65,6 +68,15 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         raise RecipeError(message, where="tuning", code="wrong-target") from error
     use_compute_dtype(adapted)
     return adapted
+
+
+def _freeze(model: Any, patterns: Sequence[str]) -> None:
+    """Freeze the modules that these patterns name; raise RecipeError if one names none, or if they name all."""
+    weights = dict(model.named_parameters(remove_duplicate=False))  # a tied weight has two names
+    require_matches(patterns, weights)
+    for name, weight in weights.items():
+        if is_frozen(name, patterns):
+            weight.requires_grad_(False)
 
 
 def enable_activation_checkpointing(model: Any) -> None:

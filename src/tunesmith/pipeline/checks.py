@@ -6,6 +6,7 @@ from contextlib import suppress
 from tunesmith.architecture import base_model
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
+from tunesmith.architecture.freezing import check_freeze
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
@@ -19,7 +20,7 @@ from tunesmith.inference.answerable import check_answerable
 from tunesmith.inference.prompts import rows_to_answer, select_rows
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import DataBase, Recipe
-from tunesmith.recipe.tuning import LoraBase, Quantization
+from tunesmith.recipe.tuning import FullTuning, LoraBase, Quantization
 from tunesmith.recipe.validation import find_remarks
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -56,7 +57,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
 
     Raises:
         RecipeError: the base is not causal; its weights are missing, quantized, or do not match its configuration; a
-            name in `tuning.target` is not one of its modules.
+            name in `tuning.target` or `tuning.freeze` is not one of its modules.
         DamagedFile: a file of the folder is incomplete.
     """
     root = base.root
@@ -76,6 +77,8 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     base_model.require_layers(root.path, shapes)
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         base_model.check_targets(root.path, shapes, recipe.tuning.target)
+    if isinstance(recipe.tuning, FullTuning) and recipe.tuning.freeze:
+        check_freeze(root.path, shapes, recipe.tuning.freeze)
     return shapes
 
 

@@ -68,6 +68,8 @@ REPLACEMENTS = (
     ("lora_target lora_target_modules lora_target_linear target_modules", "tuning.target", "default `all-linear`"),
     ("use_rslora", "tuning.rslora", ""),
     ("use_dora", "tuning.dora", ""),
+    ("freeze_modules freeze_layers freeze_trainable_modules freeze_trainable_layers unfrozen_parameters",
+     "tuning.freeze", "the modules to freeze, such as `embed_tokens` or `layers.0-11`, with `method: full`"),
     ("modules_to_save lora_modules_to_save lora_bias adam_epsilon neftune_noise_alpha label_smoothing_factor",
      "", "tunesmith has no such setting; remove the key"),
     # Training

@@ -1,16 +1,28 @@
 """The section `tuning`: which parameters are trained, and how the frozen ones are stored."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, setting_error
+from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
+
+
+def _check_pattern(pattern: str) -> None:
+    parts = pattern.split(".")
+    if not all(re.fullmatch(r"\d+-\d+|[\w*]+", part) for part in parts):
+        message = f"is not a module: `{pattern}`; write names such as `embed_tokens`, `layers.0-11` or `layers.*.mlp`"
+        raise RecipeError(message, code="wrong-value")
 
 
 class FullTuning(Section):
-    """Train all parameters."""
+    """Train all parameters, or all but the frozen ones."""
 
     method: Literal["full"]
+    freeze: tuple[Annotated[str, checked_by(_check_pattern)], ...] = Field(
+        (), description="Modules to leave as they are: `embed_tokens`, `layers.0-11` or `layers.*.mlp`, and all below."
+    )
 
 
 class LoraBase(Section):

@@ -138,6 +138,8 @@ def sharding_unsupported_reason(recipe: Recipe) -> str | None:
     """Return why the model cannot be sharded, so that each rank holds all of it; None if it can."""
     if isinstance(recipe.tuning, Quantization) and recipe.tuning.bits == 8:
         return "8-bit weights cannot be sharded; 4-bit weights can"
+    if isinstance(recipe.tuning, FullTuning) and recipe.tuning.freeze:
+        return "with `tuning.freeze`, a layer may hold both trained and frozen weights"
     if isinstance(recipe.tuning, FullTuning) and recipe.train.optimizer in ("adafactor", "adamw_8bit"):
         return f"the state of `{recipe.train.optimizer}` for a shard of a matrix differs from that for the whole matrix"
     return None

@@ -53,6 +53,16 @@ def estimate(shapes: Shapes, **tuning: Any) -> Any:
     return estimate_memory(recipe(**tuning), shapes, MicroBatchShape(0, 0, 0), compute_bytes=4)
 
 
+def test_frozen_modules_have_neither_gradients_nor_optimizer_state(folders: dict[str, Path]) -> None:
+    shapes = shapes_of(folders["llama"])
+    whole = estimate(shapes, method="full")
+    part = estimate(shapes, method="full", freeze=["embed_tokens", "layers.0"])
+    trained = part.trainable_parameters
+    assert trained < whole.trainable_parameters - 320 * 32
+    assert (part.gradients, part.optimizer) == pytest.approx((trained * 4 / GIB, trained * 8 / GIB))
+    assert part.weights == whole.weights
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_as_torch_counts_them(folders: dict[str, Path], kind: str) -> None:
     shapes = shapes_of(folders[kind])

@@ -84,6 +84,35 @@ def test_full_tuning_trains_all_parameters(opened: Opened) -> None:
     assert len(list(trained_parameters(model))) == len(list(model.parameters()))
 
 
+def test_frozen_modules_are_not_trained_and_stay_as_they_are(opened: Opened, tmp_path: Path) -> None:
+    freeze = FullTuning.model_validate({"method": "full", "freeze": ["embed_tokens", "layers.0"]})
+    base = {name: weight.clone() for name, weight in opened("llama").named_parameters()}
+    model = make_trainable(opened("llama"), freeze, seed=0)
+    trained = {name for name, _ in trained_parameters(model)}
+    assert {name for name in base if name not in trained} == {
+        name for name in base if "embed_tokens" in name or ".layers.0." in name
+    }
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is not None} == trained
+    optimizer = torch.optim.AdamW([weight for _, weight in trained_parameters(model)], lr=0.1)
+    optimizer.step()
+    save_model(model, tmp_path, base="org/base")
+    restored = make_trainable(opened("llama"), freeze, seed=1)
+    restore_weights(restored, tmp_path)
+    for name, weight in restored.named_parameters():
+        assert torch.equal(weight, base[name]) is (name not in trained), name
+
+
+def test_freezing_either_name_of_a_tied_weight_freezes_it(opened: Opened) -> None:
+    model = make_trainable(opened("gpt2"), FullTuning.model_validate({"method": "full", "freeze": ["lm_head"]}), seed=0)
+    assert not any("wte" in name for name, _ in trained_parameters(model))
+
+
+def test_freeze_patterns_that_name_nothing_are_refused(opened: Opened) -> None:
+    with raises(RecipeError, "no-module", "layer.0", "`layers.0`", where="tuning.freeze"):
+        make_trainable(opened("llama"), FullTuning.model_validate({"method": "full", "freeze": ["layer.0"]}), seed=0)
+
+
 def test_lora_trains_adapters_only_and_starts_equal_to_the_base(opened: Opened) -> None:
     model = make_trainable(opened("llama"), LORA, seed=0)
     names = [name for name, _ in trained_parameters(model)]

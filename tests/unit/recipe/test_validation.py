@@ -30,6 +30,7 @@ from tunesmith.recipe.validation import find_remarks
         ("valid: 0.1", "valid: 0.9", "data.split", "contradiction", "`valid` and `test`"),
         ("valid: 0.1", "column: s\n    valid: 0.1", "data.split", "no-effect", "`column`"),
         ("2e-4", "2e-4\n  micro_batch: 9", "train.micro_batch", "no-effect", "train.examples_per_step"),
+        ("method: lora\n  rank: 8", "method: full\n  freeze: [layers/0]", "tuning.freeze.0", "wrong-value", "layers/0"),
         ("2e-4", "2e-4\n  decay_fraction: 0.1", "train", "no-effect", "`schedule: wsd`"),
         ("2e-4", "2e-4\n  schedule: wsd\n  warmup_fraction: 0.9", "train", "contradiction", "`decay_fraction`"),
         ("2e-4", "2e-4\n  micro_batch: 0", "train.micro_batch", "wrong-value", "1"),
