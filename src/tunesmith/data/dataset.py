@@ -26,7 +26,7 @@ from tunesmith.data.dedup import (
 from tunesmith.data.mix import mix_sources
 from tunesmith.data.process_rows import DropCounter, LedgerEntry, read_recipe_rows
 from tunesmith.data.similarity import ShingleIndex
-from tunesmith.data.sources import Row, own_splits
+from tunesmith.data.sources import Row, matched_files, own_splits
 from tunesmith.data.split_sizes import empty_split_hint, split_size_warning
 from tunesmith.data.spool import Spool, SpooledRow
 from tunesmith.data.token_dataset import TokenDataset
@@ -34,7 +34,7 @@ from tunesmith.data.trained_rows import count_seen_rows, seen_rows_warning, unkn
 from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import double_brace_names, optional_columns
-from tunesmith.recipe.held_out import has_rows
+from tunesmith.recipe.held_out import all_sources, has_rows
 from tunesmith.recipe.schema import Data, Recipe
 from tunesmith.tasks.base import Task, is_empty_cell
 from tunesmith.tasks.cells import MISSING, InvalidJson, find_cell
@@ -169,6 +169,8 @@ def build_dataset(
         remarks.append(text)
         log(text)
 
+    for text in matched_files(all_sources(recipe.data), folder=folder):
+        remark(text)
     counter, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
     source_rows = _count_empty(read_recipe_rows(recipe, folder), recipe, empty, remark)
     for encoded in process_in_parallel(recipe, task, model, source_rows):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data.local_files import file_format, resolve_path, wrap_library_errors
+from tunesmith.data.find_files import file_format, resolve_path
+from tunesmith.data.local_files import wrap_library_errors
 from tunesmith.recipe.data_source import HubSource
 
 _TIMEOUT_SECONDS = 10

@@ -11,15 +11,18 @@ from typing import Any
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.suggest import closest
+from tunesmith.data.find_files import (
+    describe_matches,
+    file_names,
+    resolve_files,
+    source_exists,
+    source_label,
+)
 from tunesmith.data.hub import cache_dataset, local_dataset_folder, read_hub_rows, resolve_commit
 from tunesmith.data.local_files import (
     digest_folder,
     digest_source_file,
-    file_names,
     read_file_rows,
-    resolve_files,
-    resolve_path,
-    source_label,
 )
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
@@ -198,13 +201,19 @@ def sources_available(sources: Sources, *, folder: Path, commits: Mapping[str, s
 
 def _is_available(source: Source, folder: Path) -> bool:
     if isinstance(source, FileSource):
-        return all(resolve_path(name, folder).exists() for name in file_names(source))
+        return source_exists(source, folder)
     if not isinstance(source, HubSource):
         return True
     try:
         return bool(local_dataset_folder(source, folder) or resolve_commit(source, folder=folder))
     except DataError:
         return False
+
+
+def matched_files(sources: Sources, *, folder: Path) -> list[str]:
+    """Return, for each pattern and folder of a recipe's sources, how many files it is; raise DataError if none."""
+    files = [source for source in named_sources(sources).values() if isinstance(source, FileSource)]
+    return [text for source in files for text in describe_matches(source, folder)]
 
 
 def cache_datasets(sources: Sources, *, folder: Path) -> None:

@@ -1,12 +1,13 @@
 r"""Read text files strictly: nothing is guessed, repaired or skipped, and every error names its line.
 
 Lines end at `\n` only, so their numbers are those of an editor. All errors are DataError; `wrap_read_errors` converts
-those of the file system and of gzip.
+those of the file system and of decompression.
 """
 
 import codecs
 import contextlib
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ _NOT_UTF8 = {
 }
 _NOT_TEXT = {
     b"\x1f\x8b": ("is compressed with gzip", "add .gz to its name"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with Zstandard", "add .zst to its name"),
     b"PK\x03\x04": ("is a ZIP archive or an office document", "unpack it, or save it as CSV"),
     b"PAR1": ("is a Parquet file", "rename it to .parquet"),
     b"ARROW1": ("is an Arrow file", "rename it to .arrow"),
@@ -32,7 +34,7 @@ _NOT_TEXT = {
 
 @contextlib.contextmanager
 def wrap_read_errors(path: Path, label: str) -> Iterator[None]:
-    """Turn errors of the file system and of gzip into DataError; also raise it if the file changes in the block."""
+    """Turn errors of reading and of decompression into DataError; also raise it if the file changes in the block."""
     try:
         before = path.stat()
         yield
@@ -46,14 +48,14 @@ def wrap_read_errors(path: Path, label: str) -> Iterator[None]:
 
 
 def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line of a UTF-8 file, line end included; `.gz` is decompressed.
+    """Yield the number and the text of each line of a UTF-8 file, line end included; `.gz` and `.zst` are decompressed.
 
     A byte order mark is removed. Memory is bounded by the longest line.
 
     Raises:
         DataError: the file is empty or not UTF-8, has a NUL byte, or a line longer than MAX_LINE_BYTES.
     """
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with _open(path) as file:
         offset = 0
         for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if number == 1:
@@ -66,6 +68,16 @@ def read_text_lines(path: Path, label: str) -> Iterator[tuple[int, str]]:
             offset += len(raw)
         if offset == 0:
             raise DataError("is empty", where=label, code="no-rows")
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return path.open("rb")
 
 
 def shorten(text: str) -> str:

@@ -39,7 +39,10 @@ class SourceBase(Section):
 class FileSource(SourceBase):
     """Rows from local files."""
 
-    file: str | NonEmptyStrings = Field(description="CSV, TSV, JSON, JSONL, Parquet or Arrow, relative to the recipe.")
+    file: str | NonEmptyStrings = Field(
+        description="CSV, TSV, JSON, JSONL, Parquet or Arrow, relative to the recipe: a file (text also as .gz or "
+        ".zst), a pattern such as `data/*.jsonl`, or a folder of shards."
+    )
     quote: Literal["double", "none"] = Field(
         "double",
         description='CSV and TSV: `double` if cells may be in "quotes"; `none` if a quote is an ordinary character.',

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +81,11 @@ WRONG: dict[str, tuple[str, bytes, str, str, tuple[object, ...]]] = {
     "cut gzip": ("a.csv.gz", gzip.compress(b"a,b\n" + os.urandom(999).hex().encode())[:-40], "unreadable", "a.csv.gz",
                  ()),
     "no gzip": ("a.jsonl.gz", b'{"a": 1}\n', "unreadable", "a.jsonl.gz", ("ot a gzip",)),
+    "zstd": ("a.jsonl", pa.Codec("zstd").compress(b"{}", asbytes=True), "unsupported-format", "a.jsonl", (".zst",)),
+    "cut zstd": ("a.csv.zst", pa.Codec("zstd").compress(b"a,b\n" + os.urandom(999), asbytes=True)[:-40], "unreadable",
+                 "a.csv.zst", ("runcated",)),
+    "no zstd": ("a.jsonl.zst", b'{"a": 1}\n', "unreadable", "a.jsonl.zst", ()),
+    "empty zstd": ("a.jsonl.zst", b"", "no-rows", "a.jsonl.zst", ()),
     "spreadsheet": ("a.csv", b"PK\x03\x04xx", "unsupported-format", "a.csv", ("ZIP",)),
     "empty Parquet": ("a.parquet", b"", "no-rows", "a.parquet", ()),
     "no Parquet": ("a.parquet", b"PAR1 not really PAR1", "unreadable", "a.parquet", ()),
@@ -113,8 +120,6 @@ def test_error_shows_the_part_of_a_long_line_around_it(rows: Callable[..., list[
 
 
 def test_parquet_with_duplicate_column_names_is_refused(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -140,12 +145,8 @@ def test_all_files_are_checked_before_the_first_is_read(tmp_path: Path) -> None:
         next(read_rows(files("a.jsonl", "b.jsonl"), folder=tmp_path))
 
 
-def test_folder_and_pipe_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "x.jsonl").write_text("{}")
+def test_pipe_and_impossible_names_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would block forever
-    with raises(DataError, "wrong-path", "data/x.jsonl", where="data"):
-        list(read_rows(files("data"), folder=tmp_path))
     with raises(DataError, "wrong-path", where="pipe.jsonl"):
         list(read_rows(files("pipe.jsonl"), folder=tmp_path))
     for name in ("a\0.csv", "~nobody-of-this-name/a.csv", ""):
@@ -153,7 +154,7 @@ def test_folder_and_pipe_are_refused(tmp_path: Path) -> None:
             list(read_rows(files(name), folder=tmp_path))
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.txt", "a.zip", "a", "a.parquet.gz", "a.csv.bz2"])
+@pytest.mark.parametrize("name", ["a.pkl", "a.txt", "a.zip", "a", "a.parquet.gz", "a.arrow.zst", "a.csv.bz2"])
 def test_unsupported_format_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
     with raises(DataError, "unsupported-format", ".csv, .tsv, .json, .jsonl", where=name):

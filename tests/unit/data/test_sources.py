@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.support.errors import raises
 from tests.unit.data.conftest import files, values
@@ -108,15 +110,6 @@ def test_hint_suggests_the_real_separator_or_format(tmp_path: Path, name: str, c
     assert hint in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("pattern", ["d/*.jsonl", "d/?.jsonl", "d/[ab].jsonl", "*/a.jsonl"])
-def test_file_patterns_are_refused(tmp_path: Path, pattern: str) -> None:
-    (tmp_path / "d").mkdir()
-    for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / "d" / name).write_text("{}\n")
-    with raises(DataError, "not-found", "patterns", "a.jsonl", where=pattern):
-        read(tmp_path, pattern)
-
-
 def test_json_may_omit_a_column_in_some_rows_but_not_in_all(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 1, "b": 2}\n{"a": 3}\n')
     assert len(read(tmp_path, "a.jsonl", needed=["a", "b"], optional=["b"])) == 3
@@ -153,7 +146,6 @@ def test_path_is_needed_like_a_column(tmp_path: Path) -> None:
 def test_objects_of_parquet_and_csv_need_not_have_the_same_keys(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('c\n{}\n"{""k"": 1}"\n')
     assert len(list(read_rows(files("a.csv"), folder=tmp_path, needed=["c.k"]))) == 2
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.Table.from_pylist([{"a": {"text": []}}, {"a": {"text": ["x"]}}]), tmp_path / "a.parquet")
     assert len(list(read_rows(files("a.parquet"), folder=tmp_path, needed=["a.text.0"]))) == 2
 
