@@ -17,8 +17,7 @@ from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import TokenizedExample, Turn
 from tunesmith.data.dataset import empty_splits, histogram
 from tunesmith.data.process_rows import ProcessedRow, process_rows
-from tunesmith.recipe.schema import Recipe, Split
-from tunesmith.recipe.training import Train
+from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -390,12 +389,13 @@ def test_histogram_counts_every_length_once(lengths: list[int]) -> None:
 
 
 def test_empty_splits_lists_needed_splits_without_rows() -> None:
-    default, train = Split(), Train(learning_rate=1)
-    assert empty_splits({"train": 1, "valid": 1, "test": 1}, default, train) == []
-    assert empty_splits({"train": 0, "valid": 0}, default, train) == ["train", "valid", "test"]
-    assert empty_splits({"train": 5, "test": 1}, Split(valid=0), train) == []
-    assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), train) == []
-    assert empty_splits({"train": 5, "valid": 1}, Split(column="fold"), train) == ["test"]
+    default, by_column = recipe(), recipe(split={"column": "fold"})
+    assert empty_splits({"train": 1, "valid": 1, "test": 1}, default) == []
+    assert empty_splits({"train": 0, "valid": 0}, default) == ["train", "valid", "test"]
+    assert empty_splits({"train": 5, "test": 1}, recipe(split={"valid": 0})) == []
+    assert empty_splits({"train": 5, "test": 1}, recipe(split={}, valid={"file": "valid.jsonl"})) == ["valid"]
+    assert empty_splits({"train": 5, "test": 1}, by_column) == []
+    assert empty_splits({"train": 5, "valid": 1}, by_column) == ["test"]
     for change in ({"valid_metrics": ("rougeL",)}, {"select_best_by": "token_accuracy"}):
-        changed = train.model_copy(update=change)
-        assert empty_splits({"train": 5, "test": 1}, Split(column="fold"), changed) == ["valid"]
+        changed = by_column.model_copy(update={"train": by_column.train.model_copy(update=change)})
+        assert empty_splits({"train": 5, "test": 1}, changed) == ["valid"]
