@@ -47,7 +47,7 @@ def test_a_custom_metric_decides_and_is_scored_again_after_its_file_changes(tmp_
 
 def test_the_best_of_several_references_counts(tmp_path: Path, tiny: Path) -> None:
     """The answers, the scores, the means of validation and the report use the references, and training does not."""
-    settings = {"metrics": ["exact_match", "rougeL"], "primary": "exact_match", "rows": 8, "max_new_tokens": 6}
+    settings = {"metrics": ["exact_match", "bleu"], "primary": "exact_match", "rows": 8, "max_new_tokens": 6}
     train = {"learning_rate": 0.01, "max_steps": 2, "valid_metrics": ["rougeL"]}
     file = recipe(tmp_path, tiny, evaluate=settings, train=train)
     plain = run_recipe(file, out=tmp_path / "plain")
@@ -69,8 +69,12 @@ def test_the_best_of_several_references_counts(tmp_path: Path, tiny: Path) -> No
         assert line["reference"] == ([answer, line["prediction"]] if line["row"] % 4 else answer)
     assert {line["id"]: line["exact_match"] for line in read_jsonl(run.evaluation("base") / "scores.jsonl")} == expected
     assert set(expected.values()) == {0.0, 1.0}
-    [stored] = [path for path in run.path.glob("train/answers/step-*0.jsonl")]
-    assert any(isinstance(line["reference"], list) for line in read_jsonl(stored))
+    stored = read_json(run.verdict)["corpus"]["bleu"]
+    assert stored["answers"] == 8
+    assert stored["signature"].startswith("nrefs:var|")
+    assert stored["base"] > read_json(plain.verdict)["corpus"]["bleu"]["base"]
+    [answers] = [path for path in run.path.glob("train/answers/step-*0.jsonl")]
+    assert any(isinstance(line["reference"], list) for line in read_jsonl(answers))
     assert "(2) " in run.report.read_text(encoding="utf-8")
 
 

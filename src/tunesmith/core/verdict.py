@@ -118,10 +118,26 @@ class Grouping:
 
 
 @dataclass(frozen=True, slots=True)
+class CorpusScores:
+    """A score of all answers together, such as corpus BLEU, in the unit of the metric over rows.
+
+    Attributes:
+        answers: the answers that both models gave.
+        signature: sacrebleu's record of its settings.
+    """
+
+    base: float
+    tuned: float
+    answers: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The comparison of base and tuned in all metrics of a recipe; `primary` is the one of `metrics` that decides.
 
     Attributes:
+        corpus: by metric, the scores that published ones compare with, if they are not the means over rows.
         health: {"base" | "tuned": counts of empty, cut-off and failed answers}.
         digests: digests of the prompts and of both models.
         conditions: precision, quantization and chat markup, the same for both models.
@@ -132,6 +148,7 @@ class Verdict:
     guards: tuple[Guard, ...] = ()
     grouping: Grouping | None = None
     reasons: tuple[str, ...] = ()
+    corpus: Mapping[str, CorpusScores] = field(default_factory=dict)
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     digests: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
@@ -145,6 +162,7 @@ class Verdict:
             "verdict": self.primary.verdict,
             "primary": primary,
             "metrics": {name: comparison.to_json() for name, comparison in self.metrics.items()},
+            **({"corpus": {name: asdict(scores) for name, scores in self.corpus.items()}} if self.corpus else {}),
             "guards": [guard.to_json() for guard in self.guards],
             "grouping": self.grouping.to_json() if self.grouping else None,
             "reasons": list(self.reasons),

@@ -65,6 +65,7 @@ def _verdict(stored: Mapping[str, Any]) -> Verdict:
     types = get_type_hints(Verdict)
     others = ("grouping", "reasons", "health", "digests", "conditions")
     more = {name: _typed(stored[name], types[name], name) for name in others}
+    more["corpus"] = _typed(stored.get("corpus", {}), types["corpus"], "corpus")
     return Verdict(metrics[primary.metric], metrics, guards, **more)
 
 

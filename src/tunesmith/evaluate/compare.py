@@ -1,12 +1,17 @@
 """Turn the scores of base and tuned into the verdict: the primary metric decides, and guards can veto a promotion."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from tunesmith.core.verdict import Guard, Verdict
+from tunesmith.core.verdict import CorpusScores, Guard, Verdict
 from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.corpus import CORPUS_METRICS
+from tunesmith.scoring.metric import as_lists
 from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
 from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, group_changes
 from tunesmith.scoring.verdict import reasons_of
+
+Answer = Mapping[str, Any]
 
 
 def compare_models(
@@ -45,6 +50,25 @@ def compare_models(
         )
     reasons = (*reasons_of(primary), *(_reason(guard) for guard in guards if not guard.passed))
     return Verdict(primary, metrics, guards, grouping, reasons)
+
+
+def corpus_scores(metrics: Sequence[str], base: Sequence[Answer], tuned: Sequence[Answer]) -> dict[str, CorpusScores]:
+    """Return the corpus scores of those metrics that have one, over the answers that both models gave.
+
+    Args:
+        base, tuned: lines of `generations.jsonl` in the same order.
+    """
+    pairs = [pair for pair in zip(base, tuned, strict=True) if not any(line["error"] for line in pair)]
+    if not pairs:
+        return {}
+    references = as_lists([line["reference"] for line, _ in pairs])
+    texts = [[line["prediction"] for line in answers] for answers in zip(*pairs, strict=True)]
+    found = {}
+    for name in metrics:
+        if score := CORPUS_METRICS.get(name):
+            before, after = (score(predictions, references) for predictions in texts)
+            found[name] = CorpusScores(before.value, after.value, len(pairs), before.signature)
+    return found
 
 
 def _reason(guard: Guard) -> str:

@@ -10,7 +10,7 @@ from tunesmith.core.files import seal_folder, write_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import current_group
-from tunesmith.evaluate.compare import compare_models
+from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.incumbent import ask_incumbent, find_incumbent, judge_incumbent
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.model_outputs import response_stats
@@ -60,7 +60,8 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         reasons += (f"base and tuned were both evaluated with weights in {quantization}",)
     stats = {name: response_stats(answers) for name, (answers, _) in outputs.items()}
     digests = {"questions": test.prompts.digest, **{name: model.digest() for name, model in models.items()}}
-    verdict = replace(verdict, reasons=reasons, health=stats, digests=digests, conditions=conditions)
+    corpus = corpus_scores(scorer.names, *(answers for answers, _ in outputs.values()))
+    verdict = replace(verdict, reasons=reasons, corpus=corpus, health=stats, digests=digests, conditions=conditions)
     write_json(run.verdict, verdict.to_json())
     seconds, outcome = round(time.monotonic() - began, 3), verdict.primary.verdict
     manifest = seal_folder(

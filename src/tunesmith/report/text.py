@@ -22,7 +22,7 @@ def side_by_side(run: RunDir, rows: int) -> str:
     blocks = ["\n".join([wording.headline(view), *wording.incumbent_sentences(view)])]
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
-        tables = [_metric_lines(verdict), _group_lines(verdict)]
+        tables = [_metric_lines(verdict), wording.corpus_sentences(verdict), _group_lines(verdict)]
         reasons = [wording.SCOPE, *wording.other_reasons(verdict)]
         blocks += map("\n".join, [reasons, *tables, guards, _problem_lines(verdict)])
     if sentence := wording.checkpoint_sentence(view.training):

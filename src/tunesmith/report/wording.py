@@ -163,6 +163,16 @@ def group_sentences(verdict: Verdict) -> list[str]:
     ]
 
 
+def corpus_sentences(verdict: Verdict) -> list[str]:
+    """Return the corpus scores of both models, one sentence for each metric that has one."""
+    return [
+        f"Corpus {metric_label(name)} over {count(scores.answers)} answers: base {100 * scores.base:.1f}, tuned "
+        f"{100 * scores.tuned:.1f} ({scores.signature}). Compare it, not the mean over rows, with published "
+        "numbers; it has no interval."
+        for name, scores in verdict.corpus.items()
+    ]
+
+
 def guard_sentence(guard: Guard) -> str:
     """Return the change of a guard's metric and the drop that the guard allows."""
     change, unit = guard.comparison, unit_of(guard.comparison)

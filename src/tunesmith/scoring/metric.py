@@ -57,3 +57,8 @@ class Metric:
     def value_at_zero(self) -> float:
         """The metric if every row has the value 0: 1 for perplexity, whose values are logarithms."""
         return self.likelihood.value(0.0) if self.likelihood else 0.0
+
+
+def as_lists(references: Sequence[str | Sequence[str]]) -> References:
+    """Return each row's references as a list, also if it has one."""
+    return [[texts] if isinstance(texts, str) else list(texts) for texts in references]

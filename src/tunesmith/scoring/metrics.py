@@ -12,12 +12,12 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.suggest import closest
+from tunesmith.scoring.corpus import bleu, chrf
 from tunesmith.scoring.custom import custom_metrics, is_custom
 from tunesmith.scoring.json_metrics import json_field_f1, json_valid
 from tunesmith.scoring.metric import Likelihood, Metric, References, Score
 from tunesmith.scoring.rouge import ROUGE_NAMES, is_rouge, rouge
 from tunesmith.scoring.tool_calls import tool_call, tool_call_f1, tool_call_name
-from tunesmith.scoring.word_tokenizer import is_non_latin, space_words
 
 # The direction of a metric of another tool, by the end of its name: `eval_loss`, `word_error_rate`.
 _LOWER_IS_BETTER = frozenset({
@@ -149,32 +149,6 @@ def best_over_references(score_pair: Callable[[str, str], float]) -> Score:
         return [max(score_pair(prediction, reference) for reference in texts) for prediction, texts in rows]
 
     return values
-
-
-def bleu(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return sacrebleu's sentence BLEU (Papineni et al. 2002) of each row, over the n-gram orders that the texts have.
-
-    Several references count together, as in the paper: an n-gram may be in any of them.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    answers, rows = list(predictions), list(references)
-    for row, texts in enumerate(references):
-        if any(map(is_non_latin, texts)):  # every character is a word, as in sacrebleu's tokenizer `zh`
-            answers[row], rows[row] = space_words(answers[row]), [space_words(text) for text in texts]
-    return _sentence_scores(BLEU(effective_order=True), answers, rows)
-
-
-def chrf(predictions: Sequence[str], references: References, _: Path | None = None) -> list[float]:
-    """Return sacrebleu's chrF2 (Popovic 2015) of each row: F2 over character n-grams of up to 6 characters."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    return _sentence_scores(CHRF(), predictions, references)
-
-
-def _sentence_scores(metric: Any, predictions: Sequence[str], references: References) -> list[float]:
-    rows = zip(predictions, references, strict=True)
-    return [min(1.0, metric.sentence_score(prediction, list(texts)).score / 100) for prediction, texts in rows]
 
 
 def execution(predictions: Sequence[str], references: References, database: Path | None) -> list[float]:

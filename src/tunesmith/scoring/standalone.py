@@ -11,7 +11,8 @@ from typing import Any, Literal
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import is_number
 from tunesmith.core.verdict import Comparison
-from tunesmith.scoring.metric import LIKELIHOOD_COLUMNS
+from tunesmith.scoring.corpus import CORPUS_METRICS
+from tunesmith.scoring.metric import LIKELIHOOD_COLUMNS, as_lists
 from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import VerdictSettings, compare, likelihood_of
@@ -51,8 +52,9 @@ def score_file(
     """Score the rows {"prediction", "reference"} of a JSONL file.
 
     Returns:
-        {rows, mean: {metric: number}, values: {metric: [value per row]}}, and `warnings` if a metric cannot score some
-        references, such as ROUGE those without words.
+        {rows, mean: {metric: number}, values: {metric: [value per row]}}; `corpus`, {metric: {value, signature}}, of
+        metrics whose published scores are not means over rows; and `warnings` if a metric cannot score some references,
+        such as ROUGE those without words.
 
     Raises:
         DataError: the file is unreadable, a row has no prediction or reference, or a metric refuses a reference.
@@ -74,12 +76,17 @@ def score_file(
     mean = {name: sum(column) / len(column) for name, column in values.items()}
     unscorable = {name: len(unscorable_rows(name, references)) for name in values}
     warnings = [unscorable_text(name, count, len(rows)) for name, count in unscorable.items() if count]
-    return {"rows": len(rows), "mean": mean, "values": values, **({"warnings": warnings} if warnings else {})}
+    of_corpus = [name for name in values if name in CORPUS_METRICS]
+    corpus = {name: CORPUS_METRICS[name](predictions, as_lists(references))._asdict() for name in of_corpus}
+    more = {"corpus": corpus, "warnings": warnings}
+    return {"rows": len(rows), "mean": mean, "values": values, **{key: value for key, value in more.items() if value}}
 
 
 def score_text(result: dict[str, Any]) -> str:
     """Return the means and warnings of `score_file` as lines of text."""
     lines = [f"{name:14} {value:.4f}" for name, value in result["mean"].items()]
+    for name, found in result.get("corpus", {}).items():
+        lines.append(f"{f'corpus {name}':14} {found['value']:.4f} ({found['signature']})")
     warnings = [f"warning: {text}" for text in result.get("warnings", ())]
     return "\n".join([*lines, f"{'rows':14} {result['rows']}", *warnings])
 

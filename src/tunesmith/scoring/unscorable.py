@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.scoring.metric import as_lists
 from tunesmith.scoring.metrics import score
 from tunesmith.scoring.rouge import is_rouge
 
@@ -17,7 +18,7 @@ def unscorable_rows(metric: str, references: Sequence[str | Sequence[str]]) -> l
     """
     if not (is_rouge(metric) or metric in ("bleu", "chrf")):
         return []
-    rows = [[text] if isinstance(text, str) else list(text) for text in references]
+    rows = as_lists(references)
     best = [0.0] * len(rows)
     for index in range(max(map(len, rows), default=0)):
         pending = [row for row in range(len(rows)) if index < len(rows[row]) and best[row] == 0]

@@ -12,7 +12,7 @@ from tests.support.verdicts import comparison, verdict
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import write_json
-from tunesmith.core.verdict import GroupChange, Grouping
+from tunesmith.core.verdict import CorpusScores, GroupChange, Grouping
 from tunesmith.core.verdict_reader import parse_verdict, read_verdict
 
 GROUPING = Grouping("pattern", 40, 200, 30, 4, (GroupChange("sum", 5, 0.6, 0.2, -0.4),))
@@ -78,6 +78,17 @@ def test_verdict_survives_json(tmp_path: Path) -> None:
     assert [one.failed for one in found.metrics.values()] == [3, 2, 0]
     assert found.grouping == GROUPING
     assert [guard.passed for guard in found.guards] == [True, True]
+
+
+def test_corpus_scores_are_stored_if_there_are_any() -> None:
+    scores = {"bleu": CorpusScores(0.1656, 0.2, 359, "nrefs:3|tok:13a")}
+    stored = json.loads(json.dumps(verdict(corpus=scores).to_json()))
+    assert stored["corpus"] == {"bleu": {"base": 0.1656, "tuned": 0.2, "answers": 359, "signature": "nrefs:3|tok:13a"}}
+    assert parse_verdict(stored).corpus == scores
+    assert "corpus" not in verdict().to_json(), "as earlier versions wrote it"
+    stored["corpus"]["bleu"]["base"] = "16.6"
+    with raises(DamagedFile, "damaged-verdict", "corpus.bleu.base"):
+        parse_verdict(stored)
 
 
 def test_fields_of_later_versions_are_ignored() -> None:

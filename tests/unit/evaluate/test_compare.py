@@ -12,9 +12,10 @@ from tests.support.errors import raises
 from tunesmith.core.errors import DataError
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.verdict_reader import parse_verdict
-from tunesmith.evaluate.compare import compare_models
+from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusal_reasons
+from tunesmith.scoring.corpus import corpus_bleu
 from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import compare_files
 from tunesmith.scoring.verdict import paired_verdict
@@ -315,3 +316,21 @@ def test_comparing_the_files_of_a_run_gives_the_same_intervals(tmp_path: Path) -
         of_files = compare_files(*files, name, VerdictSettings(0.0, 0.95, 5)).to_json()
         for key in ("base", "tuned", "gain", "low", "high", "rows", "groups", "rows_needed"):
             assert of_files[key] == of_run[name][key], (name, key)
+
+
+def test_corpus_scores_are_of_the_answers_that_both_models_gave() -> None:
+    references = ["the cat sat on the mat", ["a dog runs home", "the dog runs home now"], "red and blue"]
+
+    def answers(*texts: str | None) -> list[dict[str, Any]]:
+        pairs = zip(texts, references, strict=True)
+        return [{"prediction": t or "", "reference": r, "error": None if t else "too long"} for t, r in pairs]
+
+    base, tuned = answers("a cat sat on it", "dog runs home now", "red and blue"), answers("the cat sat", "a dog", None)
+    found = corpus_scores(["rougeL", "bleu", "chrf"], base, tuned)
+    assert list(found) == ["bleu", "chrf"]
+    kept = [[references[0]], references[1]]
+    for name, side in (("base", base), ("tuned", tuned)):
+        expected = corpus_bleu([line["prediction"] for line in side[:2]], kept)  # type: ignore[arg-type]
+        assert getattr(found["bleu"], name) == expected.value
+    assert (found["bleu"].answers, found["bleu"].signature.split("|")[0]) == (2, "nrefs:var")
+    assert corpus_scores(["bleu"], answers(None, None, None), tuned) == {}

@@ -206,3 +206,12 @@ def test_negative_min_gain_is_a_margin_unless_the_gain_is_positive(
     conclusion = verdict_sentence(found).partition(": ")[0]
     assert ("10.0 points" in conclusion) == is_margin
     assert (conclusion == CONCLUSIONS[outcome]) != is_margin
+
+
+def test_corpus_scores_are_in_the_page_and_in_the_comparison(tmp_path: Path) -> None:
+    run = build_run(tmp_path, until="evaluate")
+    sides = {"base": 0.1656, "tuned": 0.201, "answers": 359, "signature": "nrefs:3|tok:13a"}
+    write(run.verdict, verdict_json() | {"corpus": {"bleu": sides}})
+    for text in (page_of(run).words, side_by_side(run, 0)):
+        for part in ("BLEU", "16.6", "20.1", "359 answers", "nrefs:3|tok:13a"):
+            assert part in text

@@ -12,6 +12,7 @@ from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.verdict import Comparison
+from tunesmith.scoring.corpus import corpus_bleu
 from tunesmith.scoring.metrics import higher_is_better
 from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import FileVerdict, compare_files, score_file, score_text, verdict_text
@@ -78,6 +79,7 @@ def test_score_file_returns_values_and_means(write: Write) -> None:
         "rows": 3, "mean": {"exact_match": 2 / 3, "rouge1": 2 / 3},
         "values": {"exact_match": [1.0, 1.0, 0.0], "rouge1": [1.0, 1.0, 0.0]},
     }  # fmt: skip
+    assert "corpus" not in result
     assert score_text(result).splitlines() == ["exact_match    0.6667", "rouge1         0.6667", "rows           3"]
 
 
@@ -400,3 +402,14 @@ def test_refused_reference_is_named_by_its_line(write: Write) -> None:
     file = write('{"prediction": "{}", "reference": "{}"}\n\n{"prediction": "{}", "reference": "no"}\n')
     with raises(DataError, "reference-not-json", where=f"{file}:3"):
         score_file(file, ["json_field_f1"])
+
+
+def test_score_file_gives_corpus_scores(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    rows = [("the cat sat on the mat", ["a cat sat on the mat", "the cat sat"]), ("no", "yes it is so")]
+    file.write_text("".join(json.dumps({"prediction": p, "reference": r}) + "\n" for p, r in rows))
+    result = score_file(file, ["bleu", "chrf", "rougeL"])
+    assert list(result["corpus"]) == ["bleu", "chrf"]
+    found = corpus_bleu([p for p, _ in rows], [rows[0][1], [rows[1][1]]])
+    assert result["corpus"]["bleu"] == {"value": found.value, "signature": found.signature}
+    assert f"corpus bleu    {found.value:.4f} ({found.signature})" in score_text(result).splitlines()

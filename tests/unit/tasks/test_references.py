@@ -26,6 +26,8 @@ def _references(columns: Any, row: dict[str, Any]) -> tuple[str, ...]:
         ("r", {"r": ["one", "two", "one", "", None, 3, float("nan")]}, ("one", "two", "3")),
         (["b", "c", "d"], {"d": ["three"], "b": "one", "c": " "}, ("one", "three")),
         ("r", {}, ()),
+        ("answers.text", {"answers": {"text": ["one", "two"]}}, ("one", "two")),
+        ("answers.text", {"answers": None}, ()),
         ("r", {"r": []}, ()),
         ("r", {"r": None}, ()),
     ],
