@@ -1,5 +1,6 @@
 """The records that stages exchange."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,23 +12,33 @@ class Turn:
     """A message, a document, or one side of a pair. Only the tokens of trained turns enter the loss.
 
     `ids` are the token ids of a block of a document. The text alone does not give them, because a block may begin
-    within a word.
+    within a word. `keys` are what a message has besides role and content: `tool_calls`, `tool_call_id`, `name`.
     """
 
     role: str
     text: str
     trained: bool
     ids: tuple[int, ...] = ()
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_text(self) -> str:
+        """The text and, as JSON, the tool calls: for people, and to compare rows."""
+        calls = (json.dumps(call["function"], ensure_ascii=False) for call in self.keys.get("tool_calls", ()))
+        return "\n".join(filter(None, (self.text, *calls)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turn as JSON, without empty `ids`."""
+        """Return the turn as JSON, without empty `ids` and `keys`."""
         turn = {"role": self.role, "text": self.text, "trained": self.trained}
-        return {**turn, "ids": list(self.ids)} if self.ids else turn
+        if self.ids:
+            turn["ids"] = list(self.ids)
+        return {**turn, "keys": dict(self.keys)} if self.keys else turn
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Turn":
         """Rebuild a turn from the result of `to_json`."""
-        return cls(value["role"], value["text"], value["trained"], tuple(value.get("ids", ())))
+        ids, keys = tuple(value.get("ids", ())), value.get("keys", {})
+        return cls(value["role"], value["text"], value["trained"], ids, keys)
 
 
 @dataclass(frozen=True, slots=True)

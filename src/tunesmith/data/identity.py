@@ -13,6 +13,7 @@ from tunesmith.data.split import normalize_text
 from tunesmith.recipe.columns import prompt_columns, response_columns
 from tunesmith.recipe.schema import ChatData, Data
 from tunesmith.tasks.base import fill_template, optional_cell_text
+from tunesmith.tasks.tool_calls import TOOLS_ROLE
 
 _LENGTH = 16
 
@@ -22,7 +23,7 @@ def row_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
 
     With `messages` it covers every turn, trained or not.
     """
-    messages = [[turn.role, turn.text] for turn in _own_turns(data, row, turns)]
+    messages = [[turn.role, turn.full_text] for turn in _own_turns(data, row, turns)]
     return short_digest([_values(row, (*prompt_columns(data), *response_columns(data))), messages])
 
 
@@ -39,7 +40,7 @@ def group_id(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> str:
     """
     messages = _own_turns(data, row, turns)
     first_trained = next((index for index, turn in enumerate(messages) if turn.trained), 0)
-    prompt = [normalize_text(turn.text) for turn in messages[: max(first_trained, 1)]]
+    prompt = [normalize_text(turn.full_text) for turn in messages[: max(first_trained, 1)]]
     values = {column: normalize_text(value) for column, value in _values(row, prompt_columns(data)).items()}
     return short_digest([values, prompt])
 
@@ -56,5 +57,5 @@ def _values(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
 def _own_turns(data: Data, row: Mapping[str, Any], turns: Sequence[Turn]) -> Sequence[Turn]:
     """Return the turns that the row itself contains, without those from a template."""
     if not isinstance(data, ChatData) or data.messages is None:
-        return ()
+        return [turn for turn in turns if turn.role == TOOLS_ROLE]
     return turns[1:] if data.system is not None and fill_template(data.system, row).strip() else turns

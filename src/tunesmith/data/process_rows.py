@@ -13,7 +13,13 @@ from tunesmith.data.filters import rejection_reason
 from tunesmith.data.identity import block_id, group_id, row_id, short_digest
 from tunesmith.data.sources import Row, own_splits, read_rows
 from tunesmith.data.split import assign_split
-from tunesmith.recipe.columns import optional_columns, prompt_columns, reference_columns, required_columns
+from tunesmith.recipe.columns import (
+    optional_columns,
+    prompt_columns,
+    reference_columns,
+    required_columns,
+    tools_column,
+)
 from tunesmith.recipe.held_out import all_sources, fraction
 from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, RowProblem, Task, cell_text
@@ -199,10 +205,11 @@ def _check_tools(recipe: Recipe, row: Row) -> None:
     if not isinstance(recipe.data, ChatData) or recipe.data.messages is None:
         return
     for column in _TOOL_COLUMNS:
-        if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in required_columns(recipe.data):
+        used = (*required_columns(recipe.data), tools_column(recipe.data))
+        if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in used:
             problem = f"the column `{column}` contains tools, but the model sees `messages` only"
-            hint = f'write them into a system turn (`system: "{{{column}}}"` if the column is text), or train '
-            hint += f"without them by renaming the column: data.source.rename: {{{column}: unused}}"
+            hint = f"give them to the chat template with `data.tools: {column}`, or train without them by renaming the "
+            hint += f"column: data.source.rename: {{{column}: unused}}"
             raise DataError(problem, where=row.where, hint=hint, code="unseen-tools")
 
 

@@ -24,6 +24,7 @@ from tunesmith.data.process_rows import NO_NOTES, LedgerEntry, ProcessedRow, Row
 from tunesmith.data.similarity import ShingleIndex, shingles
 from tunesmith.data.split import content_hash
 from tunesmith.data.token_file import RaggedBytes, RaggedColumns, columns_of, to_bytes, tokens_from_columns
+from tunesmith.tasks.tool_calls import TOOLS_ROLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,10 @@ def encode_row(blocks: Sequence[ProcessedRow]) -> list[EncodedRow]:
     """Encode a processed row, given as one result or as all its blocks."""
     if not blocks[0].row_turns:
         return [EncodedRow(block.entry, block.notes) for block in blocks]
-    texts = [turn.text for turn in blocks[0].row_turns]
-    row_hash, row_shingles = content_hash(texts), shingles("\n".join(texts))
+    turns = blocks[0].row_turns
+    # Rows that share a long list of tools are not similar for that.
+    compared = "\n".join(turn.full_text for turn in turns if turn.role != TOOLS_ROLE)
+    row_hash, row_shingles = content_hash([turn.full_text for turn in turns]), shingles(compared)
     return [_encode_block(block, row_hash, b"" if number else row_shingles) for number, block in enumerate(blocks)]
 
 

@@ -11,7 +11,7 @@ from tunesmith.core.files import write_chunks
 from tunesmith.data.dedup import HELD_OUT
 from tunesmith.data.spool import SpooledRow
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.recipe.columns import message_columns, prompt_columns, response_columns
+from tunesmith.recipe.columns import message_columns, prompt_columns, response_columns, tools_column
 from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Data, Recipe
 
@@ -72,4 +72,4 @@ def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | N
 
 
 def _columns(data: Data) -> tuple[tuple[str, ...], ...]:
-    return prompt_columns(data), response_columns(data), message_columns(data)
+    return prompt_columns(data), response_columns(data), message_columns(data), (tools_column(data) or "",)

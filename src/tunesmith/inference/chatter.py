@@ -17,7 +17,7 @@ from tunesmith.model.adapter_set import AdapterSet
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
 from tunesmith.model.quantization import trained_quantization
-from tunesmith.recipe.columns import message_columns, optional_columns
+from tunesmith.recipe.columns import message_columns, optional_columns, tools_column
 from tunesmith.recipe.data_record import UNKNOWN_SOURCE, load_data
 from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.recipe.template import columns_in
@@ -184,7 +184,7 @@ class Chatter:
         """
         examples = tuple(Example(str(i), i + 1, str(i), prompt.turns) for i, prompt in enumerate(encoded))
         ids = tuple(prompt.ids for prompt in encoded)
-        texts = tuple("\n\n".join(turn.text for turn in prompt.turns) for prompt in encoded)
+        texts = tuple("\n\n".join(turn.full_text for turn in prompt.turns) for prompt in encoded)
         stops = StopStrings(tuple(stop), self.tokenizer.decode) if stop else None
         by_limit: dict[int, list[int]] = {}
         for place, prompt in enumerate(encoded):
@@ -244,7 +244,7 @@ def open_chatter(
         data = data.model_copy(update={"system": None})
     task = task_for(data, tokenizer)
     chatter = Chatter(None, task, data, tokenizer, folder, is_trained, system, row, recorded=recorded_options(folder))
-    known = (*chatter.columns, *message_columns(data))
+    known = (*chatter.columns, *message_columns(data), *([column] if (column := tools_column(data)) else []))
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"
         raise RecipeError(f"the model's prompt has no column {_listed(unused)}", code="prompt-columns", hint=hint)

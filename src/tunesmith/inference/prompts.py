@@ -131,4 +131,4 @@ def _text(example: Example, ids: Sequence[int], recipe: Recipe, tokenizer: Token
     if isinstance(recipe.data, TextData):
         return tokenizer.decode(ids)
     turns = example.turns[:-1]
-    return "\n\n".join(turn.text if len(turns) == 1 else f"{turn.role}: {turn.text}" for turn in turns)
+    return "\n\n".join(turn.full_text if len(turns) == 1 else f"{turn.role}: {turn.full_text}" for turn in turns)

@@ -32,11 +32,17 @@ def reference_columns(data: Data) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
+def tools_column(data: Data) -> str | None:
+    """Return the column of the rows' tools, if the recipe names one."""
+    return data.tools if isinstance(data, ChatData) and isinstance(data.tools, str) else None
+
+
 def optional_columns(data: Data) -> frozenset[str]:
-    """Return the columns that may be empty: those that every template writes as `{name?}`."""
+    """Return the columns that may be empty: that of the tools, and those that every template writes as `{name?}`."""
     pieces = [piece for template in _templates(data) for piece in parse_template(template)]
     optional = frozenset(piece.column for piece in pieces if piece.column is not None and piece.optional)
-    return optional.difference(piece.column for piece in pieces if not piece.optional)
+    required = {piece.column for piece in pieces if not piece.optional}
+    return optional.union([column] if (column := tools_column(data)) else []) - required
 
 
 def required_columns(data: Data) -> tuple[str, ...]:

@@ -178,6 +178,11 @@ class ChatData(AnswerData):
     )
     system: Template | None = Field(None, description="Template of a system turn; no turn for rows where it is empty.")
     train_on: Literal["all", "last"] = Field("all", description="Train on all turns of the assistant, or on the last.")
+    tools: str | tuple[dict[str, JsonValue], ...] | None = Field(
+        None,
+        description="Tools for the chat template: a column with a list of {name, description, parameters} or of "
+        "OpenAI's {type, function}, also as JSON text, or one list for all rows.",
+    )
     template_arguments: dict[str, JsonValue] = Field(
         {},
         description="Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation, "

@@ -30,24 +30,30 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self._read = meta.find_undeclared_variables(environment.parse(source))
         # One dictionary, because Jinja's `render` would merge three of them for each conversation.
-        self._variables = {**self._template.globals, "tools": None, "documents": None, **variables}
+        self._variables = {**self._template.globals, "documents": None, **variables}
 
     def unread(self, names: Iterable[str]) -> list[str]:
         """Return those of some variables that no part of the template reads."""
         return [name for name in names if name not in self._read]
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], *, generation: bool, arguments: Mapping[str, Any] = {}
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generation: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] = {},
     ) -> str:
         """Render a conversation. If the template refuses it, its own exception is raised.
 
         Args:
             generation: add the beginning of an answer (`add_generation_prompt`).
+            tools: the tools that the model may call, in OpenAI's form.
             arguments: further variables, such as `enable_thinking`; they replace those of the constructor.
         """
         if not messages:  # as in transformers, even if the template accepts it
             raise ValueError("the conversation is empty")
-        conversation = {"messages": messages, "add_generation_prompt": generation}
+        conversation = {"messages": messages, "tools": tools, "add_generation_prompt": generation}
         variables = {**self._variables, **arguments, **conversation}
         return "".join(self._template.root_render_func(self._template.new_context(variables, shared=True)))
 

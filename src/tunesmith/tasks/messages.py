@@ -12,12 +12,19 @@ from typing import Any
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import EmptyCell, RowProblem, cell_value
 from tunesmith.tasks.cells import InvalidJson, parse_json
+from tunesmith.tasks.tool_calls import read_calls
 
 ROLES = ("system", "user", "assistant", "tool")
 # Identifiers and times of messages, which no template writes.
 _IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
 # Keys that include or exclude a turn from training, with their two values: OpenAI's, and another common one.
 _TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
+# Tool calls: OpenAI's key, and its former one, which holds a single call.
+_CALL_KEYS = ("tool_calls", "function_call")
+# What a template may write of a tool's result besides its content.
+_RESULT_KEYS = ("tool_call_id", "name")
+# Roles of ShareGPT's turns whose text is the JSON of a tool call.
+_CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text")
 # Names of roles in published conversations, in lower case: those that Axolotl and LLaMA-Factory know, and those of the
@@ -84,21 +91,37 @@ def _parse_message(message: Any, number: int, roles: Mapping[str, str]) -> Turn:
     where = f"message {number}"
     if not isinstance(message, dict):
         raise _problem(f"a message is {_type_name(message)}, not {{role, content}}", where)
+    message = _with_calls(message, roles)
     role_key, content_key = _key_of(message, _ROLE_KEYS), _key_of(message, _CONTENT_KEYS)
-    for key in _lost_keys(message, role_key, content_key) if role_key else ():
+    call_key = _key_of(message, _CALL_KEYS)
+    if not role_key or not (content_key or call_key):
+        found = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
+        raise _problem("a message is neither {role, content} nor {from, value}", found)
+    role, content = _role(message[role_key], roles), message.get(content_key)
+    used = {"assistant": _CALL_KEYS, "tool": _RESULT_KEYS}.get(role, ())
+    for key in _lost_keys(message, (role_key, content_key, *used)):
         hint = f"move its text to `content`, or remove `{key}`"
         raise _problem(f"a message has `{key}`, which would be lost", where, hint=hint)
-    if not role_key or not content_key:
-        keys = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
-        raise _problem("a message is neither {role, content} nor {from, value}", keys)
-    role, content = _role(message[role_key], roles), message[content_key]
+    calls = read_calls(message[call_key], where) if call_key and message[call_key] else []
     if not isinstance(content, str) and content is not None:
         hint = "join the texts of its parts; images and audio are not supported" if isinstance(content, list) else ""
         reason = f"the content of a message is {_type_name(content)}, not text"
         raise _problem(reason, where, hint=hint)
-    if role != "system" and not (content or "").strip():
+    if not (role in ("system", "tool") or calls or (content or "").strip()):
         raise _problem("a message has no text", where)
-    return Turn(role, content or "", _is_trained(message, role, where))
+    keys: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    keys |= {name: str(message[name]) for name in used if name in _RESULT_KEYS and message.get(name)}
+    return Turn(role, content or "", _is_trained(message, role, where), keys=keys)
+
+
+def _with_calls(message: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
+    """Return a message whose role says that its text is a tool call as one of the assistant; others unchanged."""
+    role_key, content_key = _key_of(message, _ROLE_KEYS), _key_of(message, _CONTENT_KEYS)
+    role = message.get(role_key)
+    if not content_key or not isinstance(role, str) or role in roles or role.strip().lower() not in _CALL_ROLES:
+        return message
+    others = {key: value for key, value in message.items() if key not in (role_key, content_key)}
+    return {**others, "role": "assistant", "content": "", "tool_calls": message[content_key]}
 
 
 def _key_of(message: dict[str, Any], names: tuple[str, ...]) -> str:
@@ -119,9 +142,9 @@ def _role(name: Any, roles: Mapping[str, str]) -> str:
     return role
 
 
-def _lost_keys(message: dict[str, Any], role_key: str, content_key: str) -> Iterator[str]:
-    """Yield the keys whose values no template would write."""
-    known = (role_key, content_key, *_TRAIN_KEYS, *_IGNORED_KEYS)
+def _lost_keys(message: dict[str, Any], used: tuple[str, ...]) -> Iterator[str]:
+    """Yield the keys, besides the used ones, whose values no template would write."""
+    known = (*used, *_TRAIN_KEYS, *_IGNORED_KEYS)
     return (key for key, value in message.items() if key not in known and value not in (None, "", [], {}, False))
 
 

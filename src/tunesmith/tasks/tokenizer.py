@@ -230,6 +230,11 @@ class TokenizerAdapter:
         candidates = (token for ids in (self.special_ids, self.markup_ids) for token in tokens if token[0] in ids)
         return next(candidates, None)
 
+    def end_of_control_token(self, text: str, token: int) -> int:
+        """Return the end in characters of the first occurrence of a control token in a template's text; 0 if none."""
+        encoded = self._encoder.encode(text)
+        return next((last for i, (_, last) in encoded.control.items() if encoded.ids[i] == token), 0)
+
     def _encode_joined(self, encoder: CachedEncoder, texts: Sequence[str]) -> tuple[EncodedText, list[int]]:
         """Encode texts as one, and return the character at which each begins as well."""
         return encoder.encode("".join(texts)), list(accumulate(map(len, texts), initial=0))
@@ -304,14 +309,20 @@ class TokenizerAdapter:
         return bool(self._tokenizer.chat_template)
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, generation: bool, arguments: Mapping[str, Any] = {}
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        generation: bool,
+        tools: list[dict[str, Any]] | None = None,
+        arguments: Mapping[str, Any] = {},
     ) -> str:
         """Return a conversation as text; see `ChatTemplate.render`."""
-        return self._chat_template.render(messages, generation=generation, arguments=arguments)
+        template = self._tool_use_template if tools else self._chat_template
+        return template.render(messages, generation=generation, tools=tools, arguments=arguments)
 
-    def unread_by_chat_template(self, names: Iterable[str]) -> list[str]:
+    def unread_by_chat_template(self, names: Iterable[str], *, with_tools: bool = False) -> list[str]:
         """Return those of some variables that the chat template never reads."""
-        return self._chat_template.unread(names)
+        return (self._tool_use_template if with_tools else self._chat_template).unread(names)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
@@ -319,6 +330,13 @@ class TokenizerAdapter:
         if not isinstance(source, str):  # several templates, of which transformers chooses one
             source = self._tokenizer.get_chat_template()
         return ChatTemplate(source, self._tokenizer.special_tokens_map)
+
+    @cached_property
+    def _tool_use_template(self) -> ChatTemplate:
+        """The template for conversations with tools; some models have one of its own."""
+        if isinstance(self._tokenizer.chat_template, str):
+            return self._chat_template
+        return ChatTemplate(self._tokenizer.get_chat_template(tools=[{}]), self._tokenizer.special_tokens_map)
 
 
 def _load_with_transformers(folder: Path) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 
@@ -23,6 +24,7 @@ from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_traine
 from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.inference.prompts import read_selected_rows
 from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.schema import Data
 from tunesmith.scoring.row_scores import VerdictSettings
 from tunesmith.scoring.standalone import compare_files
 from tunesmith.tasks import task_for
@@ -198,3 +200,17 @@ def test_trained_rows_include_those_of_the_base(base: Path, tmp_path: Path) -> N
     assert trained_rows(ModelFolder("y", tmp_path / "adapter")) == first | {b"\0" * 8, b"\xff" * 8}
     assert trained_rows(ModelFolder("z", tmp_path, base=ModelFolder("x", base))) == first
     assert trained_rows(None) == frozenset()
+
+
+def test_tools_and_calls_belong_to_the_id_of_a_row() -> None:
+    source = {"source": {"file": "rows.jsonl"}, "task": "chat"}
+    chat = TypeAdapter(Data).validate_python({**source, "messages": "m", "tools": "t"})
+    pair = TypeAdapter(Data).validate_python({**source, "prompt": "{q}", "response": "{a}", "tools": "t"})
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    asked, answer = Turn("user", "one", trained=False), Turn("assistant", "two", trained=True)
+    tools = [Turn("tools", text, trained=False) for text in ("[1]", "[2]")]
+    for data, row in ((chat, {}), (pair, {"q": "one", "a": "two"})):
+        assert len({row_id(data, row, [*first, asked, answer]) for first in ([], tools[:1], tools[1:])}) == 3
+        assert len({group_id(data, row, [*first, asked, answer]) for first in ([], tools[:1], tools[1:])}) == 3
+    calls = [Turn("assistant", "", trained=True, keys={"tool_calls": n * [call]}) for n in (1, 2)]
+    assert len({row_id(chat, {}, [asked, turn]) for turn in (answer, *calls)}) == 3

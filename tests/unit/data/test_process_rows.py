@@ -214,7 +214,7 @@ def test_tools_column_with_messages_is_refused(process: Process) -> None:
     assert len(process([{**line, "tools": None} for line in lines], **chat)) == 4
     assert len(process([{**line, "tools": []} for line in lines], **chat)) == 4
     lines[2]["tools"] = [{"name": "f"}]
-    with raises(DataError, "unseen-tools", "`tools`", "system", where="rows.jsonl:3"):
+    with raises(DataError, "unseen-tools", "`tools`", "data.tools", where="rows.jsonl:3"):
         process(lines, **chat)
     renamed = {"file": "rows.jsonl", "rename": {"tools": "unused"}}
     assert len(process(lines, **chat, source=renamed)) == 4
