@@ -213,7 +213,7 @@ def _estimate(
         workload=estimate_workload(recipe, rows, steps, cluster, speed), cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
-        warnings=(*warnings, *advice(recipe, steps, counts.counts)),
+        warnings=(*warnings, *advice(recipe, steps, counts.counts, shapes.parameters)),
     )  # fmt: skip
 
 
