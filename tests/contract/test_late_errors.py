@@ -114,7 +114,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/metrics.py execution": ("plan tunesmith.recipe.validation:find_contradictions",),
     "scoring/metrics.py expand_metrics": ("plan tunesmith.recipe.validation:find_contradictions",),
     "scoring/metrics.py score": (_ARGUMENTS,),
-    "scoring/custom.py CustomMetric.__call__": (_REHEARSED,) * 2,
+    "scoring/custom.py CustomMetric.__call__": (_ARGUMENTS, _REHEARSED, _REHEARSED),
     "scoring/custom.py CustomMetric.__init__": (_REHEARSED,),
     "scoring/custom.py CustomMetric._load_function": (_REHEARSED,) * 4,
     "scoring/custom.py CustomMetric._to_finite_float": (_REHEARSED,),

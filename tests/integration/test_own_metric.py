@@ -45,6 +45,33 @@ def test_a_custom_metric_decides_and_is_scored_again_after_its_file_changes(tmp_
     assert read_json(run.verdict)["primary"]["base"] == pytest.approx(first["primary"]["base"] / 2)
 
 
+def test_a_metric_gets_the_columns_of_the_rows(tmp_path: Path, tiny: Path) -> None:
+    """In validation and evaluation, also after the source is gone."""
+    metric = "def tree(predictions, references, rows):\n    return [row['tree'] for row in rows]\n"
+    (tmp_path / "trees.py").write_text(metric)
+    settings = {"metrics": ["exact_match", "trees:tree"], "primary": "exact_match", "rows": 8, "max_new_tokens": 2}
+    train = {"learning_rate": 0.01, "max_steps": 1, "valid_metrics": ["trees:tree"]}
+    file = recipe(tmp_path, tiny, evaluate=settings, train=train)
+    rows = list(read_jsonl(tmp_path / "rows.jsonl"))
+    run = run_recipe(file, out=tmp_path / "run")
+
+    def differences(name: str) -> list[float]:
+        numbers = {line["id"]: line["row"] for line in read_jsonl(run.evaluation("tuned") / "generations.jsonl")}
+        found = {numbers[line["id"]]: line[name] for line in read_jsonl(run.evaluation("tuned") / "scores.jsonl")}
+        return [value - rows[number - 1]["tree"] for number, value in found.items()]
+
+    assert differences("trees:tree") == [0.0] * 8
+    means = [line["trees:tree"] for line in read_jsonl(run.metrics) if line["kind"] == "valid"]
+    numbers = [line["row"] for line in read_jsonl(run.examples("valid"))]
+    assert means[0] == pytest.approx(sum(rows[number - 1]["tree"] for number in numbers) / len(numbers))
+    assert len(list(read_jsonl(run.columns("test")))) == len(list(read_jsonl(run.examples("test"))))
+
+    (tmp_path / "rows.jsonl").unlink()
+    file.write_text(file.read_text().replace("rows: 8", "rows: 7"))
+    run_recipe(file, out=tmp_path / "run")
+    assert differences("trees:tree") == [0.0] * 7
+
+
 def test_the_best_of_several_references_counts(tmp_path: Path, tiny: Path) -> None:
     """The answers, the scores, the means of validation and the report use the references, and training does not."""
     settings = {"metrics": ["exact_match", "bleu"], "primary": "exact_match", "rows": 8, "max_new_tokens": 6}

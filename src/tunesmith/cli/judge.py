@@ -54,7 +54,7 @@ def score(
 
     Args:
         metrics: Names, separated by commas; docs/metrics.md lists them. A metric of your own is `module:function`,
-            which is also looked for in the current folder.
+            which is also looked for in the current folder; with a parameter `rows` it gets the lines of the file.
         database: SQLite file for the metric `execution`.
 
     Examples:

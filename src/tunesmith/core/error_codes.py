@@ -122,6 +122,7 @@ ERROR_CODES = {
     "metric-needs-model": "The metric is computed from token likelihoods, which need the model.",
     "no-database": "The metric `execution` has no SQLite file.",
     "unreadable-database": "The SQLite file for `execution` is missing, is not a database, or is incomplete.",
+    "no-columns": "A custom metric takes `rows`, and the columns of the rows are neither in the run nor in a source.",
     "reference-query-failed": "A reference query does not run, or its result is too large.",
     "reference-not-json": "A reference for `json_field_f1` is not JSON.",
     "reference-not-tool-call": "A reference for a metric of tool calls has no tool call that can be read.",

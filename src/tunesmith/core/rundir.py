@@ -103,6 +103,10 @@ class RunDir:
         """Return the file of the parsed examples of a split."""
         return self.stage("prepare") / "examples" / f"{split}.jsonl"
 
+    def columns(self, split: str) -> Path:
+        """Return the file of the source columns of a split's rows; it exists if a custom metric takes `rows`."""
+        return self.stage("prepare") / "columns" / f"{split}.jsonl"
+
     def tokens(self, split: str) -> Path:
         """Return the token file of a split."""
         return self.stage("prepare") / "tokens" / f"{split}.safetensors"

@@ -11,6 +11,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import Dataset, build_dataset
 from tunesmith.data.inputs import inputs
 from tunesmith.data.rehearsal import rehearse
+from tunesmith.data.row_columns import source_columns, splits_with_columns
 from tunesmith.data.sources import resolve_commits
 from tunesmith.data.spool import Spool
 from tunesmith.data.token_file import write_tokens
@@ -44,7 +45,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         spool = Spool(run.path)
         dataset = build_dataset(recipe, task, folder=run.recipe_folder, model=base, on_row=progress.update, spool=spool)
     progress.close()
-    rehearse(recipe, task, dataset, folder=run.recipe_folder)
+    rehearse(recipe, task, dataset, run, is_prepared=False)
     seconds = round(time.monotonic() - start, 3)
     facts = {"stage": "prepare", "inputs": stage_inputs, "seconds": seconds, **dataset.facts()}
     facts |= {
@@ -53,6 +54,11 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, dataset, tokenizer)
+        for split in splits_with_columns(recipe, run.recipe_folder):
+            numbers = {entry.row for entry in dataset.ledger_entries(split)}
+            columns = source_columns(recipe, run.recipe_folder, numbers)
+            lines = ({"row": number, "columns": values} for number, values in columns)
+            write_jsonl(folder / "columns" / f"{split}.jsonl", lines)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in dataset.used["train"]), base)
     return run.manifest("prepare") or {}
 

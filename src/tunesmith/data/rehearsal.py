@@ -6,15 +6,18 @@ A metric may reject a reference, raise, or return NaN or too few values. `plan` 
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import UsedRows
 from tunesmith.data.recipe_files import open_database
+from tunesmith.data.row_columns import row_columns, source_columns
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.text_file import shorten
 from tunesmith.recipe.schema import Recipe
@@ -32,10 +35,15 @@ _REFERENCE_INDEX = re.compile(r"references\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The reference of a row, or a list of several; `where` is the file and line."""
+    """The reference of a row, or a list of several; `where` is the file and line, `row` the row's number.
+
+    `columns` are the row's, if a metric takes them.
+    """
 
     where: str
+    row: int
     text: str | list[str]
+    columns: Mapping[str, Any] | None = None
 
     @property
     def answer(self) -> str:
@@ -43,11 +51,14 @@ class Reference:
         return self.text if isinstance(self.text, str) else self.text[0]
 
 
-def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, seconds: float | None = None) -> list[str]:
+def rehearse(
+    recipe: Recipe, task: Task, rows: UsedRows, run: RunDir, *, is_prepared: bool, seconds: float | None = None
+) -> list[str]:
     """Call every metric that scores answers on the references; return notes on references left out for lack of time.
 
     Args:
-        folder: the folder that relative paths start from.
+        run: the run, whose folder of the recipe is where relative paths start from.
+        is_prepared: whether `rows` are those that are prepared in the run.
         seconds: about how long each metric may take; by default until all references are read, but 5 s for custom
             metrics, which may be slow.
 
@@ -55,7 +66,7 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
         TunesmithError: a metric rejects a reference or fails. It is the metric's own error, with the file and line of
             the row.
     """
-    notes = []
+    notes, folder = [], run.recipe_folder
     uses = (
         ("test", answer_metrics(recipe.evaluate.metrics), recipe.evaluate.rows),
         ("valid", answer_metrics(recipe.train.valid_metrics), recipe.train.valid_rows),
@@ -65,6 +76,8 @@ def rehearse(recipe: Recipe, task: Task, rows: UsedRows, *, folder: Path, second
         for split, names, count in uses:
             for name in names:
                 references = _references(task, rows, split, count, recipe.seed)
+                if name in custom and custom[name].takes_rows:
+                    references = _with_columns(list(islice(references, _MAX_BATCH)), recipe, run, split, is_prepared)
                 limit = seconds if name not in custom or seconds is not None else _CUSTOM_METRIC_SECONDS
                 checked = _rehearse_metric(name, custom.get(name), references, database, limit)
                 total = min(count, len({entry.id for entry in rows.ledger_entries(split)}))
@@ -80,7 +93,20 @@ def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -
     indices = {str(entry.id): index for index, entry in reversed(list(enumerate(entries)))}
     chosen = choose_by_hash(indices, count, seed)
     for index in sorted(indices.values(), key=lambda index: (entries[index].id not in chosen, entries[index].row)):
-        yield Reference(entries[index].where, scored_reference(task, rows.example(split, index)))
+        yield Reference(entries[index].where, entries[index].row, scored_reference(task, rows.example(split, index)))
+
+
+def _with_columns(
+    references: Sequence[Reference], recipe: Recipe, run: RunDir, split: str, is_prepared: bool
+) -> Iterator[Reference]:
+    """Yield the references with the columns of their rows, which are read at once."""
+    numbers = {reference.row for reference in references}
+    if is_prepared:
+        columns = row_columns(recipe, run, split, numbers)
+    else:  # the run may have those of an earlier `prepare`
+        columns = dict(source_columns(recipe, run.recipe_folder, numbers))
+    for reference in references:
+        yield replace(reference, columns=columns[reference.row])
 
 
 def _rehearse_metric(
@@ -127,11 +153,11 @@ def _call(name: str, batch: Sequence[Reference], answers: Sequence[str], databas
 def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequence[str]) -> None:
     """Call a custom metric; if it fails, find the row on which it fails and add it to the error."""
     try:
-        metric(answers, [reference.text for reference in batch])
+        metric(answers, [reference.text for reference in batch], _columns_of(batch))
     except RecipeError as error:
         for reference, answer in zip(batch, answers, strict=True):
             try:
-                metric([answer], [reference.text])
+                metric([answer], [reference.text], _columns_of([reference]))
             except RecipeError:
                 is_right = answer == reference.answer
                 tried = "the reference as the answer" if is_right else f"the answer {shorten(answer)!r}"
@@ -139,6 +165,10 @@ def _call_custom(metric: CustomMetric, batch: Sequence[Reference], answers: Sequ
                 error.message += f"of {reference.where}"
                 break
         raise
+
+
+def _columns_of(batch: Sequence[Reference]) -> list[Mapping[str, Any]]:
+    return [reference.columns or {} for reference in batch]
 
 
 def _shown(reference: Reference) -> str:

@@ -166,7 +166,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     train_rows = check_rows(loaded, base, shapes, tokenizer, rows)
     speed = load_speed(base.digest(), loaded.tuning.method)
     inputs = EstimateInputs(shapes, train_rows, detect_hardware(), speed, len(tokenizer.new_ids))
-    notes = rehearse(loaded, task, rows, folder=run.recipe_folder, seconds=_REHEARSAL_SECONDS)
+    notes = rehearse(loaded, task, rows, run, is_prepared=is_prepared, seconds=_REHEARSAL_SECONDS)
     later = "evaluation reads the others" if is_prepared else "`prepare` reads all of them before training"
     warnings = (
         *recipe_warnings(loaded, base, shapes, tokenizer),

@@ -2,6 +2,7 @@
 
 The function takes two lists, predictions and references, and returns one number per row. Higher is better unless the
 function has the attribute `higher_is_better = False`. A reference is a text, or a list of texts if a row has several.
+A function with a parameter `rows` also gets the columns of each row, as a list of dicts.
 
 Importing the function runs its module, so a recipe with a custom metric runs its author's code. Installed packages
 have precedence over modules in `folder`, so that no module there can replace a library.
@@ -14,7 +15,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from typing import Any
 from tunesmith.core.errors import RecipeError, TunesmithError
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
-_SIGNATURE_HINT = "a metric takes the lists `predictions` and `references` and returns one number per row"
+_SIGNATURE_HINT = (
+    "a metric takes the lists `predictions` and `references`, and `rows` if it needs the columns of the rows, and "
+    "returns one number per row"
+)
 
 
 def is_custom(name: str) -> bool:
@@ -57,13 +61,29 @@ class CustomMetric:
             hint = "set it to True or False"
             message = f"`{name}` has higher_is_better = {self.higher_is_better!r}"
             raise RecipeError(message, hint=hint, code="custom-metric-invalid")
-        _check_arguments(name, self._function)
+        self.takes_rows = _check_arguments(name, self._function)
 
-    def __call__(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[float]:
-        """Return one finite number per row; raise RecipeError if the function fails or returns anything else."""
+    def __call__(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[str | Sequence[str]],
+        rows: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[float]:
+        """Return one finite number per row.
+
+        Args:
+            rows: the columns of each row, for a function that takes them.
+
+        Raises:
+            RecipeError: the function fails, returns anything else, or takes `rows` and there are none.
+        """
+        if self.takes_rows and rows is None:
+            message = f"`{self.name}` takes `rows`, the columns of each row, which were not given"
+            raise RecipeError(message, hint="pass `rows`, one mapping per prediction", code="no-columns")
+        columns = {"rows": [dict(row) for row in rows]} if self.takes_rows and rows is not None else {}
         try:
             with _importable(self._folder):
-                values = list(self._function(list(predictions), list(references)))
+                values = list(self._function(list(predictions), list(references), **columns))
         except TunesmithError:  # the metric may call a function of tunesmith
             raise
         except (Exception, SystemExit) as error:
@@ -180,15 +200,18 @@ def _importable(folder: Path | None) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+def _check_arguments(name: str, function: Callable[..., Any]) -> bool:
+    """Return whether a function takes `rows`; raise RecipeError if it does not take two lists."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a function in C; the call reports a wrong signature
-        return
+        return False
+    takes_rows = "rows" in signature.parameters
     try:
-        signature.bind([], [])
+        signature.bind([], [], **({"rows": []} if takes_rows else {}))
     except TypeError as error:
         raise _error(name, f"cannot be called with two lists: {error}", code="custom-metric-invalid") from None
+    return takes_rows
 
 
 def _location_of(error: BaseException) -> str | None:

@@ -6,7 +6,7 @@ metrics, with any range and direction, are in `custom.py`.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def score(
     *,
     database: Path | None = None,
     folder: Path | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, list[float]]:
     """Score each prediction against its reference, or against the best of its references.
 
@@ -49,6 +50,7 @@ def score(
         metrics: names of metrics (`METRIC_NAMES`), `rouge` for four of them, or `module:function` for a custom metric.
         database: the SQLite file on which `execution` runs queries.
         folder: folder with the modules of custom metrics, searched after the installed packages.
+        rows: the columns of each row, for custom metrics that take them.
 
     Returns:
         {metric: [value per row]} in the given order, with groups expanded.
@@ -61,14 +63,14 @@ def score(
     if needs_model := likelihood_metrics(names):
         hint = "it needs the model: add it to `evaluate.metrics` in a recipe"
         raise RecipeError(f"`{needs_model[0]}` cannot be computed from text", hint=hint, code="metric-needs-model")
-    rows = _check_rows(predictions, references)
+    texts = _check_rows(predictions, references)
     custom = custom_metrics(names, folder)
     values = {}
     for name in names:
         if name in custom:
-            values[name] = custom[name](predictions, references)
+            values[name] = custom[name](predictions, references, rows)
         elif (metric := find_metric(name)) and metric.score:
-            values[name] = metric.score(predictions, rows, database)
+            values[name] = metric.score(predictions, texts, database)
     return values
 
 

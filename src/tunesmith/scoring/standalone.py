@@ -67,7 +67,8 @@ def score_file(
                 raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint=hint, code="missing-key")
     predictions, references = ([row[key] for _, row in rows] for key in ("prediction", "reference"))
     try:
-        values = score(predictions, references, metrics, database=database, folder=folder)
+        columns = [row for _, row in rows]
+        values = score(predictions, references, metrics, database=database, folder=folder, rows=columns)
     except DataError as error:  # name the line of the file instead of the index in the list
         if (found := _ARGUMENT_INDEX.fullmatch(error.where or "")) is None:
             raise

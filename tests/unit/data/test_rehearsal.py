@@ -98,6 +98,16 @@ def test_failing_custom_metric_is_found_before_training(tmp_path: Path, tiny: Pa
             command(path)
 
 
+def test_custom_metric_that_fails_on_a_rows_columns_is_found_before_training(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def f(ps, rs, rows):\n    return [1.0 / (row['q'] != 'ask 9') for row in rows]\n"
+    )
+    path = _write(tmp_path, tiny, ["one", "one", "one", "two"], "mine:f")
+    for command in _commands(tmp_path):
+        with raises(RecipeError, "custom-metric-failed", "division by zero", "rows.jsonl:10"):
+            command(path)
+
+
 def test_custom_metric_that_needs_several_rows_passes(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import statistics as s\ndef f(ps, rs):\n    return [s.stdev(map(len, rs))] * len(ps)\n"

@@ -30,6 +30,9 @@ class Scorer:
 
 scorer = Scorer()
 number = 3
+def shown(p, r, rows): return [row["views"] for row in rows]
+def shown_or_not(p, r, *, rows=None): return [row["views"] for row in rows]
+def third(p, r, other): return [1.0] * len(p)
 def one_list(predictions): return [0.0] * len(predictions)
 def strings(p, r): return ["1.0"] * len(p)
 def nothing(p, r): return None
@@ -73,6 +76,16 @@ def test_custom_metric_is_imported_and_called(name: str, expected: list[float], 
     assert values(name, folder) == expected
     assert all(type(value) is float for value in values(name, folder))
     assert expand_metrics(["rouge1", name]) == ("rouge1", name)
+
+
+@pytest.mark.parametrize("name", ["my_own_metrics:shown", "my_own_metrics:shown_or_not"])
+def test_custom_metric_with_rows_gets_the_columns(name: str, folder: Path) -> None:
+    rows = [{"views": 3, "kind": "a"}, {"views": 5}]
+    assert score(["a", "b"], ["a", "b"], [name], folder=folder, rows=rows)[name] == [3, 5]
+    assert CustomMetric(name, folder).takes_rows
+    assert not CustomMetric("my_own_metrics:words", folder).takes_rows
+    with raises(RecipeError, "no-columns", name):
+        score(["a", "b"], ["a", "b"], [name], folder=folder)
 
 
 def test_direction_of_a_custom_metric(folder: Path) -> None:
@@ -130,6 +143,7 @@ def test_library_in_the_recipe_folder_is_not_imported_twice(folder: Path) -> Non
         ("my_own_metrics:missing", "custom-metric-not-found", "`missing`"),
         ("my_own_metrics:number", "custom-metric-invalid", "`number`"),
         ("my_own_metrics:one_list", "custom-metric-invalid", "my_own_metrics:one_list"),
+        ("my_own_metrics:third", "custom-metric-invalid", "other"),
         ("my_own_metrics:strings", "custom-metric-failed", "'1.0' for row 0"),
         ("my_own_metrics:nothing", "custom-metric-failed", "TypeError"),
         ("my_own_metrics:mean", "custom-metric-failed", "TypeError"),

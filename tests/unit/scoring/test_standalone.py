@@ -404,6 +404,13 @@ def test_refused_reference_is_named_by_its_line(write: Write) -> None:
         score_file(file, ["json_field_f1"])
 
 
+def test_metric_of_ones_own_gets_the_rows_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def views(p, r, rows):\n    return [row['views'] for row in rows]\n")
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps({"prediction": "", "reference": "", "views": n}) + "\n" for n in (4, 2)))
+    assert score_file(file, ["mine:views"], folder=tmp_path)["values"] == {"mine:views": [4.0, 2.0]}
+
+
 def test_score_file_gives_corpus_scores(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     rows = [("the cat sat on the mat", ["a cat sat on the mat", "the cat sat"]), ("no", "yes it is so")]
