@@ -106,6 +106,7 @@ ERROR_CODES = {
     "missing-column": "The source rows lack a column that the recipe uses.",
     "unknown-dataset": "The hub has no such dataset or revision, or the user may not read it.",
     "hub-unreachable": "The hub cannot be reached or HF_HUB_OFFLINE is set, and there is no cached copy.",
+    "source-unreachable": "A remote file cannot be reached, and there is no cached copy.",
     "unknown-split": "There is no such split.",
     "slow-pattern": "The pattern of a filter takes too long on a cell.",
     "unseen-tools": "The rows have tools in a column that neither `data.tools` nor a template names.",

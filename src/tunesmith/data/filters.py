@@ -10,7 +10,7 @@ import regex
 from tunesmith.core.errors import DataError
 from tunesmith.data.sources import Row
 from tunesmith.recipe.data_source import Filter, Scalar
-from tunesmith.tasks.base import MissingColumn, RowProblem, cell_value, format_value
+from tunesmith.tasks.base import RowProblem, format_value, optional_cell_value
 
 # A pattern such as (a+)+b may backtrack almost forever; a sensible pattern takes milliseconds.
 _SECONDS_PER_CELL = 1.0
@@ -26,10 +26,7 @@ def rejection_reason(filters: Sequence[Filter], row: Row) -> str | None:
         DataError: a pattern takes too long.
     """
     for rule in filters:
-        cell = None
-        with contextlib.suppress(MissingColumn):
-            cell = cell_value(row.values, rule.column)
-        violation = next(_violations(rule, cell, row.where), None)
+        violation = next(_violations(rule, optional_cell_value(row.values, rule.column), row.where), None)
         if violation is not None:
             return f"`{rule.column}` {violation}"
     return None

@@ -1,4 +1,4 @@
-"""Find the local files that a source names: files, patterns such as `data/*.jsonl`, and folders."""
+"""Find the files that a source names: files, patterns such as `data/*.jsonl`, folders, and remote files."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.suggest import closest
+from tunesmith.data.remote_files import fetch, is_remote, remote_label
 from tunesmith.data.text_file import shorten
 from tunesmith.recipe.data_source import FileSource
 
@@ -74,7 +75,7 @@ def describe_matches(source: FileSource, folder: Path) -> Iterator[str]:
     """
     for name in file_names(source):
         matches = _expand(name, folder)
-        if [path for path, _ in matches] != [resolve_path(name, folder)]:
+        if [label for _, label in matches] != [source_label(name)]:
             first, last = matches[0][1], matches[-1][1]
             listed = first if len(matches) == 1 else f"{first} to {last}"
             yield f"`{source_label(name)}` is {len(matches):,} file{'s'[: len(matches) > 1]}: {listed}"
@@ -84,7 +85,7 @@ def source_exists(source: FileSource, folder: Path) -> bool:
     """Return whether all files of a source exist, and each pattern matches one."""
     try:
         return all(path.exists() for name in file_names(source) for path, _ in _expand(name, folder))
-    except DataError:
+    except (DataError, RecipeError):
         return False
 
 
@@ -93,6 +94,8 @@ def _expand(name: str, folder: Path) -> list[tuple[Path, str]]:
 
     The order is that of the paths.
     """
+    if is_remote(name):
+        return fetch(name)
     path = resolve_path(name, folder)
     with contextlib.suppress(OSError, ValueError):
         if name and path.is_dir():
@@ -155,7 +158,9 @@ def _check_file(path: Path, label: str, *, quoted: bool) -> LocalFile:
 
 
 def source_label(name: str) -> str:
-    """Return the name of a file or folder for a run folder, which must not contain absolute paths."""
+    """Return the name of a file or folder for a run folder, which must not contain absolute paths or secrets."""
+    if is_remote(name):
+        return remote_label(name)
     return Path(name).name if os.path.isabs(os.path.expanduser(name)) else name
 
 

@@ -24,6 +24,7 @@ from tunesmith.data.local_files import (
     digest_source_file,
     read_file_rows,
 )
+from tunesmith.data.remote_files import fetch, is_remote
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
 from tunesmith.recipe.schema import DataBase
@@ -217,10 +218,17 @@ def matched_files(sources: Sources, *, folder: Path) -> list[str]:
 
 
 def cache_datasets(sources: Sources, *, folder: Path) -> None:
-    """Download the hub's datasets into the cache, for machines that are offline; raise DataError if this fails."""
+    """Download datasets of the hub and remote files into the cache, for machines that are offline.
+
+    Raises:
+        DataError: this fails.
+    """
     for source in named_sources(sources).values():
         if isinstance(source, HubSource):
             cache_dataset(source, folder=folder)
+        elif isinstance(source, FileSource):
+            for name in filter(is_remote, file_names(source)):
+                fetch(name)
 
 
 def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class FileSource(SourceBase):
 
     file: str | NonEmptyStrings = Field(
         description="CSV, TSV, JSON, JSONL, Parquet or Arrow, relative to the recipe: a file (text also as .gz or "
-        ".zst), a pattern such as `data/*.jsonl`, or a folder of shards."
+        ".zst), a pattern such as `data/*.jsonl`, or a folder of shards; "
+        "or an address (`https://`, `s3://`, `gs://`, ...). See docs/data.md."
     )
     quote: Literal["double", "none"] = Field(
         "double",

@@ -176,6 +176,14 @@ def cell_value(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def optional_cell_value(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a cell, None if it is missing; raise RowProblem as `cell_value`."""
+    try:
+        return cell_value(row, column)
+    except MissingColumn:
+        return None
+
+
 def cell_text(row: Mapping[str, Any], column: str) -> str:
     """Return a cell's text; raise MissingColumn, or RowProblem if the cell is empty, infinite, or a list or object."""
     value = cell_value(row, column)

@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.core.records import Example
 from tunesmith.recipe.columns import reference_columns
 from tunesmith.recipe.schema import Data
-from tunesmith.tasks.base import MissingColumn, Task, cell_value, is_empty_cell, optional_cell_text
+from tunesmith.tasks.base import Task, is_empty_cell, optional_cell_text, optional_cell_value
 
 
 def row_references(data: Data, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -17,10 +17,7 @@ def row_references(data: Data, row: Mapping[str, Any]) -> tuple[str, ...]:
     """
     texts = []
     for column in reference_columns(data):
-        try:
-            value = cell_value(row, column)
-        except MissingColumn:
-            continue
+        value = optional_cell_value(row, column)
         entries = value if isinstance(value, list | tuple) else [value]
         texts += [optional_cell_text({column: entry}, column) for entry in entries if not is_empty_cell(entry)]
     return tuple(dict.fromkeys(texts))

@@ -28,6 +28,8 @@ def _references(columns: Any, row: dict[str, Any]) -> tuple[str, ...]:
         ("r", {}, ()),
         ("answers.text", {"answers": {"text": ["one", "two"]}}, ("one", "two")),
         ("answers.text", {"answers": None}, ()),
+        ("r.text", {"r": {"text": ["one", "two"]}}, ("one", "two")),
+        ("r.1", {"r": '["one", "two"]'}, ("two",)),
         ("r", {"r": []}, ()),
         ("r", {"r": None}, ()),
     ],
