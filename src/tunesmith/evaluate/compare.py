@@ -8,7 +8,8 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.corpus import CORPUS_METRICS
 from tunesmith.scoring.metric import as_lists
 from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
-from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, group_changes
+from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, compared_rows, group_changes
+from tunesmith.scoring.samples import passes_of
 from tunesmith.scoring.verdict import reasons_of
 
 Answer = Mapping[str, Any]
@@ -34,7 +35,7 @@ def compare_models(
     names = [*answer_metrics(settings.metrics), *likelihood_metrics(settings.metrics)]
     lower = {*(name for name in names if is_lower_better(name)), *lower_is_better}
     metrics = {}
-    for name in names:
+    for name in [name for metric in names for name in (metric, *_passes(metric, base, tuned))]:
         is_primary = name == settings.primary
         limits = VerdictSettings(min_gain if is_primary else 0.0, settings.confidence, recipe.seed)
         metrics[name] = compare(
@@ -49,6 +50,9 @@ def compare_models(
             primary.metric, base, tuned, groups, by=recipe.data.split.by, lower_is_better=lower_wins
         )
     reasons = (*reasons_of(primary), *(_reason(guard) for guard in guards if not guard.passed))
+    if settings.samples > 1:
+        means = f"the score of a row is the mean of its {settings.samples} samples (mean@{settings.samples})"
+        reasons += (f"{means}; the interval over rows covers the noise of sampling",)
     return Verdict(primary, metrics, guards, grouping, reasons)
 
 
@@ -69,6 +73,12 @@ def corpus_scores(metrics: Sequence[str], base: Sequence[Answer], tuned: Sequenc
             before, after = (score(predictions, references) for predictions in texts)
             found[name] = CorpusScores(before.value, after.value, len(pairs), before.signature)
     return found
+
+
+def _passes(metric: str, base: Scores, tuned: Scores) -> list[str]:
+    """Return the names of the pass@k of a metric that all rows have which both models answered."""
+    rows = compared_rows(metric, base, tuned)
+    return passes_of(metric, *(side[row] for row in rows for side in (base, tuned)))
 
 
 def _reason(guard: Guard) -> str:

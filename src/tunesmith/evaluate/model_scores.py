@@ -32,6 +32,7 @@ from tunesmith.recipe.launch import Sharding
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import sharding_unsupported_reason
 from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
+from tunesmith.scoring.samples import is_passable, row_scores
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
@@ -67,7 +68,8 @@ class TestRows:
     ) -> "TestRows":
         """Make the prompts of some rows."""
         asked = examples if answer_metrics(recipe.evaluate.metrics) else examples[:UNSCORED_ANSWERS]
-        return cls(tuple(examples), tuple(indices), task, tokenizer, build_prompts(asked, recipe, task, tokenizer))
+        prompts = build_prompts(asked, recipe, task, tokenizer, samples=recipe.evaluate.samples)
+        return cls(tuple(examples), tuple(indices), task, tokenizer, prompts)
 
 
 def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
@@ -117,19 +119,32 @@ def run_model(name: str, model: ModelFolder, recipe: Recipe, run: RunDir, test: 
 
 
 def write_scores(folder: Path, examples: Sequence[Example], outputs: Outputs, scorer: Scorer) -> list[dict[str, Any]]:
-    """Score a model's outputs of `run_model`, write `scores.jsonl` to a folder, and return its lines, one per row."""
+    """Score a model's outputs of `run_model`, write `scores.jsonl` to a folder, and return its lines, one per row.
+
+    If rows have several samples, a row has the mean of each metric over them, the values of all in `samples`, and
+    pass@k. If one of them failed, the row failed.
+    """
     answers, likelihoods = outputs
     lines: list[dict[str, Any]] = [
         {"id": example.id, "group": example.group, **likelihood}
         for example, likelihood in zip(examples, likelihoods, strict=True)
     ]
-    for metric in scorer.names:
-        for line, value in zip(lines, scorer.score(metric, answers), strict=True):
-            if value is not None:
-                line[metric] = value
-    for line, answer in zip(lines, answers, strict=False):  # without metrics of answers, only a few rows have one
+    by_id = {line["id"]: line for line in lines}
+    for answer in answers:  # without metrics of answers, only a few rows have one
         if answer["error"] is not None:
-            line["failed"] = answer["error"]
+            by_id[answer["id"]]["failed"] = answer["error"]
+    for metric in scorer.names:
+        values = scorer.score(metric, answers)
+        passable = is_passable(metric, values) and metric not in scorer.lower_is_better
+        samples: dict[str, list[float]] = {}
+        for answer, value in zip(answers, values, strict=True):
+            if value is not None:
+                samples.setdefault(answer["id"], []).append(value)
+        for row, own in samples.items():
+            if len(own) > 1:
+                by_id[row].setdefault("samples", {})[metric] = own
+            if "failed" not in by_id[row]:
+                by_id[row] |= row_scores(metric, own, passable=passable)
     write_jsonl(folder / "scores.jsonl", lines)
     return lines
 

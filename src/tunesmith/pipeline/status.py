@@ -198,7 +198,11 @@ def _evaluation_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     prepared = run.manifest("prepare") or {}
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
     files = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
-    return {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), 2 * rows)} if files else {}
+    return (
+        {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), 2 * rows * recipe.evaluate.samples)}
+        if files
+        else {}
+    )
 
 
 _PROGRESS = {"step": _training_progress, "answer": _evaluation_progress}  # by the unit of a stage

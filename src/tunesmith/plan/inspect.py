@@ -149,9 +149,13 @@ def _prepared_rows(run: RunDir, split: str) -> Iterator[_UsedRow]:
 
 
 def _answers(run: RunDir) -> Answers:
-    """Return the answers so far: {base or tuned: {id of the row: line of `generations.jsonl`}}."""
+    """Return the answers so far: {base or tuned: {id of the row: line of `generations.jsonl`}}.
+
+    Of several samples of a row, it is the first.
+    """
     paths = {name: run.evaluation(name) / "generations.jsonl" for name in ("base", "tuned")}
     lines = {name: [json.loads(line) for line in whole_lines(path)] for name, path in paths.items()}
+    lines = {name: [line for line in answers if line.get("sample", 1) == 1] for name, answers in lines.items()}
     return {name: {line["id"]: line for line in answers} for name, answers in lines.items() if answers}
 
 

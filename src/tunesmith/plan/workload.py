@@ -64,7 +64,7 @@ def estimate_workload(
     chosen = choose_by_hash(test_lengths, evaluate.rows, recipe.seed)
     test_rows = len(chosen) if answer_metrics(evaluate.metrics) else min(UNSCORED_ANSWERS, len(chosen))
     answered_valid_rows = min(len(set(valid_ids)), train.valid_rows) if train.valid_metrics else 0
-    answers = 2 * test_rows + steps.validations * answered_valid_rows
+    answers = 2 * test_rows * evaluate.samples + steps.validations * answered_valid_rows
     limit = evaluate.max_new_tokens
     expected = mean(min(limit, entry.trained) for entry in rows.ledger_entries("test"))
     read_tokens = 2 * sum(test_lengths[row_id] for row_id in chosen) if likelihood_metrics(evaluate.metrics) else 0

@@ -110,6 +110,7 @@ REPLACEMENTS = (
     ("generation_num_beams num_beams", "evaluate.beams", ""),
     ("temperature", "evaluate.sampling.temperature", "0 is greedy, the default"),
     ("do_sample", "evaluate.sampling.temperature", "0 is greedy, the default; above 0, answers are sampled"),
+    ("num_return_sequences num_samples", "evaluate.samples", "with evaluate.sampling"),
     ("top_p", "evaluate.sampling.top_p", ""),
     ("top_k", "evaluate.sampling.top_k", ""),
     ("min_p", "evaluate.sampling.min_p", ""),

@@ -270,6 +270,12 @@ class Evaluate(Section):
     max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens in an answer.")
     beams: int = Field(1, ge=1, description="Beams of the beam search; 1 is greedy decoding.")
     sampling: Sampling = Field(Sampling(), description="How answers are decoded, in validation as well; else greedily.")
+    samples: int = Field(
+        1,
+        ge=1,
+        description="Number of sampled answers to each test row. A row's score is their mean (mean@k), and pass@k is "
+        "measured as well. Needs a temperature. See docs/metrics.md.",
+    )
     stop: tuple[str, ...] = Field((), description="Texts before which an answer ends, in validation as well.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")

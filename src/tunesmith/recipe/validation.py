@@ -57,6 +57,12 @@ def _decoding_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     evaluate = recipe.evaluate
     for key in evaluate.changed("sampling", "stop") if evaluate.beams > 1 else ():
         yield Mistake(("evaluate", key), "cannot be combined with beam search; remove `beams`", "contradiction")
+    if evaluate.samples > 1:
+        path = ("evaluate", "samples")
+        if not evaluate.sampling.temperature:
+            yield Mistake(path, "has no effect without evaluate.sampling.temperature: greedy answers are all equal")
+        if not set(evaluate.metrics).difference(LIKELIHOOD_METRICS):
+            yield Mistake(path, "has no effect without a metric of answers in evaluate.metrics")
     if "" in evaluate.stop:
         yield Mistake(("evaluate", "stop"), "an empty text would end every answer at once", "wrong-value")
 

@@ -12,6 +12,7 @@ from tunesmith.core.records import is_number
 from tunesmith.core.verdict import Comparison
 from tunesmith.report.view import AnswerPair, Answers, ModelAnswer, Outcome
 from tunesmith.scoring.metrics import find_metric
+from tunesmith.scoring.samples import split_pass
 
 Segment = tuple[Literal["same", "extra", "missing"], str]
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces: each character counts as a word
@@ -25,14 +26,18 @@ Lines = list[dict[str, Any]]
 
 def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primary: Comparison | None) -> Answers:
     """Join the generations and scores of both models by row id; the primary metric decides which answers are right."""
-    generated = {name: _by_id(lines) for name, lines in generations.items()}
+    generated = {name: _by_id([line for line in lines if _sample(line) == 1]) for name, lines in generations.items()}
+    further = {name: _further_samples(lines) for name, lines in generations.items()}
     scored = {name: _by_id(lines) for name, lines in scores.items()}
     lines = generated["base"] or generated["tuned"]
     prompts = [str(line.get("prompt") or "") for line in lines.values()]
     opening, closing = common_lines(prompts)
     metric = primary.metric if primary else None
     sides = [
-        [_model_answer(generated[name].get(key), scored[name].get(key, {}), metric) for name in ("base", "tuned")]
+        [
+            _model_answer(generated[name].get(key), scored[name].get(key, {}), metric, further[name].get(key[0], ()))
+            for name in ("base", "tuned")
+        ]
         for key in lines
     ]
     numbers = [side.scores.get(metric or "", 0.0) for pair in sides for side in pair if side]
@@ -108,16 +113,36 @@ def _by_id(lines: Lines) -> dict[tuple[str, int], dict[str, Any]]:
     return keyed
 
 
-def _model_answer(generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None) -> ModelAnswer | None:
+def _sample(line: dict[str, Any]) -> int:
+    return int(line.get("sample") or 1)
+
+
+def _further_samples(lines: Lines) -> dict[str, list[str]]:
+    """Return {id of a row: the answers after the first}, in the order of samples."""
+    texts: dict[str, list[str]] = {}
+    for line in sorted(lines, key=_sample):  # a run may still be writing them
+        if _sample(line) > 1:
+            texts.setdefault(str(line.get("id")), []).append(str(line.get("prediction") or ""))
+    return texts
+
+
+def _model_answer(
+    generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None, more: Sequence[str]
+) -> ModelAnswer | None:
     if generation is None:
         return None
-    numbers = {name: float(number) for name, number in scores.items() if name not in _NOT_SCORES and is_number(number)}
+    numbers = {name: float(number) for name, number in scores.items() if _is_score(name) and is_number(number)}
     known = find_metric(metric) if metric and metric not in numbers else None
     if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
         with suppress(OverflowError):  # of so unlikely a row the perplexity is infinite
             numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))
     text = str(generation.get("prediction") or "")
-    return ModelAnswer(text, numbers, generation.get("error"), generation.get("stopped"))
+    return ModelAnswer(text, numbers, generation.get("error"), generation.get("stopped"), tuple(more))
+
+
+def _is_score(name: str) -> bool:
+    """Return whether a key of a row is a score to show; pass@k is one of all rows."""
+    return name not in _NOT_SCORES and split_pass(name) is None
 
 
 def _outcome(

@@ -20,6 +20,7 @@
   function searchText(row) {
     if (!searchable.has(row)) {
       const texts = [row[column.prompt], row[column.reference] || "", words(row[column.base]), words(row[column.tuned])];
+      texts.push(...[row[column.base], row[column.tuned]].flatMap((side) => (side ? side[3] : [])));
       searchable.set(row, texts.join("\n").toLowerCase());
     }
     return searchable.get(row);
@@ -42,9 +43,14 @@
   }
 
   function fillSide(cell, side) {
-    const [segments, values, note] = side || [[], [], ""];
+    const [segments, values, note, more] = side || [[], [], "", []];
     cell.querySelector(".text").replaceChildren(...segments.map((part) => (typeof part === "string"
       ? document.createTextNode(part) : element(part[0] === 1 ? "mark" : "del", part[1]))));
+    if (more.length) {
+      const samples = element("details", "", "more");
+      samples.append(element("summary", `${more.length} more samples`), ...more.map((text) => element("div", text, "text")));
+      cell.querySelector(".text").after(samples);
+    }
     const under = values.map((value, index) => {
       const score = element("span", "", "score");
       score.append(element("b", value), " " + scores[index]);

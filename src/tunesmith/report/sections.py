@@ -98,7 +98,11 @@ def select_embedded(answers: Answers) -> list[AnswerPair]:
     chosen, characters_left = [], MAX_EMBEDDED_CHARACTERS
     for index in changed_first[:MAX_EMBEDDED_ROWS]:
         row = answers.rows[index]
-        texts = [row.prompt, row.reference or "", *(side.text for side in (row.base, row.tuned) if side)]
+        texts = [
+            row.prompt,
+            row.reference or "",
+            *(text for side in (row.base, row.tuned) if side for text in (side.text, *side.more)),
+        ]
         characters_left -= sum(min(len(text), MAX_TEXT_CHARACTERS) for text in texts)
         if characters_left < 0:
             break
@@ -119,7 +123,8 @@ def answer_payload(answers: Answers) -> dict[str, Any]:
             return None
         segments = diff_words(_clip(side.text), closest_reference(side.text, references))
         marked = [text if kind == "same" else [_MARK_CODES[kind], text] for kind, text in segments]
-        return [marked, [_score(side.scores.get(name), name in binary) for name in names], answer_note(side)]
+        values = [_score(side.scores.get(name), name in binary) for name in names]
+        return [marked, values, answer_note(side), [_clip(text) for text in side.more]]
 
     entries = []
     for row in rows:

@@ -91,9 +91,13 @@ def _answer_text(answer: AnswerPair) -> str:
 def _prediction_text(side: ModelAnswer | None) -> str:
     if side is None:
         return "(not answered yet)"
-    if not (note := sections.answer_note(side)):
-        return side.text
-    return f"{side.text} ({note})" if side.text.strip() else f"({note})"
+    notes = [note for note in (sections.answer_note(side), _sample_note(side)) if note]
+    text = side.text if side.text.strip() or not notes else ""
+    return " ".join([*([text] if text else []), *(f"({note})" for note in notes)])
+
+
+def _sample_note(side: ModelAnswer) -> str:
+    return f"sample 1 of {1 + len(side.more)}" if side.more else ""
 
 
 def _field(name: str, text: str) -> str:

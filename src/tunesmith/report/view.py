@@ -41,12 +41,13 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """The answer of one model to one row, and its scores."""
+    """The answer of one model to one row, and the scores of the row; `more` are the texts of further samples."""
 
     text: str
     scores: dict[str, float]
     error: str | None
     stopped: bool | None
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,11 @@ class AnswerPair:
     @property
     def changed(self) -> bool:
         """Whether the answers of base and tuned differ."""
-        return self.base is not None and self.tuned is not None and self.base.text != self.tuned.text
+        return self.base is not None and self.tuned is not None and _texts(self.base) != _texts(self.tuned)
+
+
+def _texts(answer: ModelAnswer) -> tuple[str, ...]:
+    return (answer.text, *answer.more)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from tunesmith.core.verdict import Comparison, Guard, Verdict
 from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
 from tunesmith.report.view import RunView, Training
 from tunesmith.scoring.metrics import find_metric
+from tunesmith.scoring.samples import split_pass
 from tunesmith.scoring.verdict import failed_text, is_non_inferiority, reasons_of, rows_needed_text
 
 CONCLUSIONS = {
@@ -40,6 +41,8 @@ def visible_token(text: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Return the label of a metric; of a custom metric, the name of its function."""
+    if found := split_pass(metric):
+        return f"{metric_label(found[0])}, pass@{found[1]}"
     name = re.split("[.:]", metric)[-1]
     known = find_metric(name)
     return known.label if known else visible(name).replace("_", " ")

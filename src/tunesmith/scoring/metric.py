@@ -43,6 +43,7 @@ class Metric:
         likelihood: how to compute it from the likelihood of the references instead.
         is_share: values are from 0 to 1 and are shown in percent.
         decimals: number of decimals to show if it is not a share.
+        one_is_right: the value 1 means that the answer is right, so that pass@k can be computed.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     higher_is_better: bool = True
     is_share: bool = True
     decimals: int = 2
+    one_is_right: bool = False
 
     @property
     def value_at_zero(self) -> float:

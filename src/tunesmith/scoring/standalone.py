@@ -16,6 +16,7 @@ from tunesmith.scoring.metric import LIKELIHOOD_COLUMNS, as_lists
 from tunesmith.scoring.metrics import LIKELIHOOD_METRICS, is_share, score, share_hint
 from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import VerdictSettings, compare, likelihood_of
+from tunesmith.scoring.samples import split_pass
 from tunesmith.scoring.unscorable import unscorable_rows, unscorable_text
 from tunesmith.scoring.verdict import describe_verdict, failed_text, rows_needed_text
 
@@ -191,6 +192,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _infer_metric(before: dict[str, Any], after: dict[str, Any], file: Path) -> str:
     no_metrics = ("id", "group", "row", "failed", *LIKELIHOOD_COLUMNS)
     names = [key for key, value in before.items() if key not in no_metrics and _is_score(value) and key in after]
+    names = [name for name in names if split_pass(name) is None]  # it accompanies the mean of its metric
     if all(column in before and column in after for column in LIKELIHOOD_COLUMNS):
         names += [name for name in LIKELIHOOD_METRICS if name not in before]
     if len(names) == 1:

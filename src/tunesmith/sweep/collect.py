@@ -245,7 +245,7 @@ def _scores_and_outcome(
     verdict = read_verdict(run.verdict)
     # A threshold on the score is a gain over a constant: 0, or for perplexity its minimum of 1.
     origin = known.value_at_zero if (known := find_metric(threshold.metric)) else 0.0
-    not_scores = ("id", "group", "tokens", "failed")
+    not_scores = ("id", "group", "tokens", "failed", "samples")
     zeros = [{key: value if key in not_scores else 0.0 for key, value in line.items()} for line in tuned]
     lower = not verdict.metrics[threshold.metric].higher_is_better
     is_gain = threshold.quantity == "gain"

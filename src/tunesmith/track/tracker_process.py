@@ -112,8 +112,8 @@ def _metrics_of(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _metric_name(metric: str) -> str:
-    """Return a metric's name without the colon of custom metrics, which not all trackers accept."""
-    return metric.replace(":", ".")
+    """Return a metric's name without the colon of custom metrics and the @ of pass@k: not all trackers accept them."""
+    return metric.replace(":", ".").replace("@", ".")
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

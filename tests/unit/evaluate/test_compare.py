@@ -10,9 +10,13 @@ import pytest
 from tests.support.errors import raises
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.jsonl import write_jsonl
+from tunesmith.core.jsonl import read_jsonl, write_jsonl
+from tunesmith.core.records import Example
+from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.evaluate.compare import compare_models, corpus_scores
+from tunesmith.evaluate.model_scores import write_scores
+from tunesmith.inference.scorer import Scorer
 from tunesmith.recipe.schema import Recipe, Split
 from tunesmith.registry.gate import refusal_reasons
 from tunesmith.scoring.corpus import corpus_bleu
@@ -334,3 +338,62 @@ def test_corpus_scores_are_of_the_answers_that_both_models_gave() -> None:
         assert getattr(found["bleu"], name) == expected.value
     assert (found["bleu"].answers, found["bleu"].signature.split("|")[0]) == (2, "nrefs:var")
     assert corpus_scores(["bleu"], answers(None, None, None), tuned) == {}
+
+
+# --- rows with several samples ---
+
+
+def write_sampled(folder: Path, seed: int, share: float, samples: int = 4) -> Lines:
+    """Score random samples, of which a share is right, as `evaluate` does; the last row fails in one sample."""
+    random = np.random.default_rng(seed)
+    examples = [Example(str(row), row, str(row), ()) for row in range(ROWS)]
+    answers = [
+        {"id": str(row), "sample": sample, "reference": "yes", "error": None,
+         "prediction": "yes" if random.random() < share else "no"}
+        for row in range(ROWS) for sample in range(1, samples + 1)
+    ]  # fmt: skip
+    answers[-1]["error"] = "out of memory"
+    settings = recipe(["exact_match", "rougeL"], "exact_match")
+    scorer = Scorer(settings.evaluate.metrics, settings, RunDir(folder, recipe_folder=folder), stage="evaluate")
+    return write_scores(folder, examples, (answers, [{}] * ROWS), scorer)
+
+
+def test_rows_of_samples_have_their_mean_their_values_and_pass_at_k(tmp_path: Path) -> None:
+    lines = write_sampled(tmp_path, 1, 0.5)
+    assert lines == list(read_jsonl(tmp_path / "scores.jsonl"))
+    for line in lines[:-1]:
+        values = line["samples"]["exact_match"]
+        assert len(values) == 4
+        assert line["exact_match"] == sum(values) / 4
+        assert line["exact_match@pass4"] == float(any(values))
+        assert line["rougeL"] == sum(line["samples"]["rougeL"]) / 4
+    assert set(lines[0]) == {
+        "id", "group", "samples", "exact_match", "exact_match@pass2", "exact_match@pass4", "rougeL",
+    }  # fmt: skip
+    assert lines[-1]["failed"]
+    assert len(lines[-1]["samples"]["exact_match"]) == 3
+    assert "exact_match" not in lines[-1]
+
+
+def test_one_answer_per_row_is_scored_as_before(tmp_path: Path) -> None:
+    lines = write_sampled(tmp_path, 1, 0.5, samples=1)
+    assert set(lines[0]) == {"id", "group", "exact_match", "rougeL"}
+    assert lines[-1] == {"id": str(ROWS - 1), "group": str(ROWS - 1), "failed": "out of memory"}
+
+
+def test_the_verdict_has_mean_and_pass_at_k_with_paired_intervals(tmp_path: Path) -> None:
+    sampled = {"samples": 4, "sampling": {"temperature": 1}}
+    settings = recipe(["exact_match", "rougeL"], "exact_match", **sampled)
+    base, tuned = write_sampled(tmp_path / "base", 1, 0.3), write_sampled(tmp_path / "tuned", 2, 0.6)
+    found = compare_models(settings, base, tuned, groups=GROUPS, min_gain=0.0)
+    assert list(found.metrics) == ["exact_match", "exact_match@pass2", "exact_match@pass4", "rougeL"]
+    assert (found.primary.metric, found.primary.verdict, found.primary.failed) == ("exact_match", "better", 1)
+    passed = found.metrics["exact_match@pass4"]
+    assert passed.tuned == pytest.approx(np.mean([line["exact_match@pass4"] for line in tuned[:-1]]))
+    assert passed.base < passed.tuned <= 1
+    assert passed.low <= passed.gain <= passed.high
+    assert any("mean@4" in reason for reason in found.reasons)
+    assert parse_verdict(found.to_json()).to_json() == found.to_json()
+    files = tmp_path / "base" / "scores.jsonl", tmp_path / "tuned" / "scores.jsonl"
+    compared = compare_files(*files, "exact_match@pass4", VerdictSettings(0.0, 0.95, 5)).comparison
+    assert (compared.base, compared.tuned, compared.failed) == (passed.base, passed.tuned, 1)

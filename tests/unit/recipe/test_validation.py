@@ -18,6 +18,7 @@ from tunesmith.recipe.validation import find_remarks
          "`top_p` and `seed`"),
         ("primary: rougeL", "primary: rougeL\n  sampling: {temperature: 1}\n  beams: 2", "evaluate.sampling",
          "contradiction", "`beams`"),
+        ("primary: rougeL", "primary: rougeL\n  samples: 4", "evaluate.samples", "no-effect", "temperature"),
         ("primary: rougeL", "primary: rougeL\n  stop: ['.']\n  beams: 2", "evaluate.stop", "contradiction", "`beams`"),
         ("primary: rougeL", "primary: rougeL\n  stop: ['']", "evaluate.stop", "wrong-value", "empty"),
         ("max_drop: 0.02", "max_drop: 2", "evaluate.guards", "unreachable-threshold", "0.02"),
@@ -53,6 +54,13 @@ def test_contradicting_settings_are_errors(
     [problem] = problems(changed(old, new))
     assert (problem.key, problem.code, named in problem.message) == (key, code, True), problem
     assert problem.where.startswith("recipe.yaml:")
+
+
+def test_samples_need_a_metric_of_answers(problems: Problems) -> None:
+    text = changed("[rougeL, exact_match]", "[perplexity]").replace("primary: rougeL", "primary: perplexity")
+    text = text[: text.index("  guards:")] + "  sampling: {temperature: 1}\n  samples: 4\n"
+    [problem] = problems(text)
+    assert (problem.key, problem.code) == ("evaluate.samples", "no-effect")
 
 
 def test_execution_needs_a_database(problems: Problems) -> None:

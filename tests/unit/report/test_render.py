@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import random
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import EVALUATE, PREPARE, TRAIN, Stage
 from tunesmith.report.collect import collect
 from tunesmith.report.sections import MAX_EMBEDDED_ROWS
+from tunesmith.report.text import side_by_side
 from tunesmith.report.wording import CONCLUSIONS, headline
 
 
@@ -200,3 +202,45 @@ def test_rows_of_a_text_task_have_no_reference(tmp_path: Path) -> None:
     assert not page.payload["has_reference"]
     assert [row[3] for row in page.payload["rows"]] == ["fixed"] * 3
     assert page.payload["rows"][0][7][1] == ["7.39"]
+
+
+def with_samples(run: RunDir) -> RunDir:
+    """Give each row of a run three samples, of which half are right at random."""
+    draw = random.Random(1)
+    for name in ("base", "tuned"):
+        folder, answers, scores = run.evaluation(name), [], []
+        for line in map(json.loads, (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()):
+            rights = [draw.random() < 0.5 for _ in range(3)]
+            for sample in (1, 2, 3):
+                text = line["reference"] if rights[sample - 1] else f"sample {sample} of {name}"
+                answers.append({**line, "sample": sample, "prediction": text})
+            values = [float(right) for right in rights]
+            scores.append({"id": line["id"], "execution": sum(values) / 3, "execution@pass3": float(any(values)),
+                           "samples": {"execution": values}})  # fmt: skip
+        draw.shuffle(answers)  # they are stored in the order in which they finish
+        write(folder / "generations.jsonl", answers)
+        write(folder / "scores.jsonl", scores)
+    stored = verdict_json()
+    stored["metrics"]["execution@pass3"] = {**stored["metrics"]["exact_match"], "metric": "execution@pass3"}
+    write(run.verdict, stored)
+    return run
+
+
+def test_report_shows_each_row_once_with_all_samples_and_pass_at_k(tmp_path: Path) -> None:
+    run = with_samples(build_run(tmp_path, rows=30))
+    answers = collect(run).answers
+    assert answers is not None
+    assert len(answers.rows) == 30
+    for row in answers.rows:
+        for side in (row.base, row.tuned):
+            assert side is not None
+            assert len(side.more) == 2
+            assert list(side.scores) == ["execution"]
+            right = sum(text == row.reference for text in (side.text, *side.more))
+            assert side.scores["execution"] == pytest.approx(right / 3)
+    page = page_of(run)
+    assert "execution accuracy, pass@3" in page.words
+    assert plain(page.words).count("2 more samples") == 2 * 20
+    assert [len(row[6][3]) for row in page.payload["rows"]] == [2] * 30
+    assert "(sample 1 of 3)" in side_by_side(run, 2)
+    assert "execution accuracy, pass@3" in side_by_side(run, 2)
