@@ -12,7 +12,8 @@ class Turn:
     """A message, a document, or one side of a pair. Only the tokens of trained turns enter the loss.
 
     `ids` are the token ids of a block of a document. The text alone does not give them, because a block may begin
-    within a word. `keys` are what a message has besides role and content: `tool_calls`, `tool_call_id`, `name`.
+    within a word. `keys` are what a message has besides role and content: `tool_calls`, `tool_call_id`, `name`,
+    `reasoning_content`.
     """
 
     role: str
@@ -23,9 +24,9 @@ class Turn:
 
     @property
     def full_text(self) -> str:
-        """The text and, as JSON, the tool calls: for people, and to compare rows."""
+        """The thought, the text and, as JSON, the tool calls: for people, and to compare rows."""
         calls = (json.dumps(call["function"], ensure_ascii=False) for call in self.keys.get("tool_calls", ()))
-        return "\n".join(filter(None, (self.text, *calls)))
+        return "\n".join(filter(None, (self.keys.get("reasoning_content"), self.text, *calls)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the turn as JSON, without empty `ids` and `keys`."""

@@ -183,6 +183,12 @@ class ChatData(AnswerData):
         description="Tools for the chat template: a column with a list of {name, description, parameters} or of "
         "OpenAI's {type, function}, also as JSON text, or one list for all rows.",
     )
+    reasoning: Literal["keep", "strip", "mask"] | None = Field(
+        None,
+        description="Thoughts of answers, in `reasoning_content` or as <think>...</think> in the content: `keep` "
+        "trains on them, `strip` removes them, `mask` shows them without training on them. Answers are then judged "
+        "without their thoughts. By default they are part of the content.",
+    )
     template_arguments: dict[str, JsonValue] = Field(
         {},
         description="Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation, "

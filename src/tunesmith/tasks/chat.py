@@ -28,6 +28,7 @@ from tunesmith.tasks.base import (
 )
 from tunesmith.tasks.conversation import ConversationRenderer
 from tunesmith.tasks.messages import parse_messages
+from tunesmith.tasks.reasoning import THOUGHT, find_thought, without_thought
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 from tunesmith.tasks.tool_calls import TOOLS_ROLE, iterate_texts, read_tools, template_texts
 
@@ -41,7 +42,8 @@ class ChatTask(Task):
             raise RecipeError("the model has no chat template", where="data.task", code="no-chat-template", hint=hint)
         self._data = data
         self._tokenizer = tokenizer
-        self._renderer = ConversationRenderer(tokenizer, data.template_arguments)
+        masked = data.reasoning == "mask"
+        self._renderer = ConversationRenderer(tokenizer, data.template_arguments, masks_thoughts=masked)
         for key in ("template_arguments", "tools"):
             names = data.template_arguments if key == "template_arguments" else [key] if data.tools else []
             if unread := tokenizer.unread_by_chat_template(names, with_tools=bool(data.tools)):
@@ -95,6 +97,7 @@ class ChatTask(Task):
         else:
             texts = {role: fill_required(template or "", row) for role, template in templates.items()}
             turns = [Turn(role, text, trained=role == "assistant") for role, text in texts.items()]
+        turns = [find_thought(turn, self._data.reasoning) for turn in turns]
         for text in chain.from_iterable(map(template_texts, turns)):
             self._refuse_control_token(text)
         system = fill_template(self._data.system or "", row)
@@ -133,7 +136,7 @@ class ChatTask(Task):
         turns: list[Turn] = []
         for index, column in enumerate(message_columns(self._data)):
             try:
-                following = parse_messages(row, column, self._data.roles)
+                following = parse_messages(row, column, self._data.roles, with_thoughts=bool(self._data.reasoning))
             except EmptyCell:
                 if index == 0 or needs_answer:
                     raise
@@ -160,8 +163,10 @@ class ChatTask(Task):
                 hint = "; set data.train_on: last" if index < len(turns) - 1 else ""
                 reason = f"the chat template has no stop token after every turn of the assistant{hint}"
                 raise RowProblem(reason, code="no-stop-token")
-            first, last = starts[prefix_at], starts[stop_at + 1]
-            expected = "".join(span.text for span in spans[prefix_at : stop_at + 1])
+            is_masked = self._data.reasoning == "mask" and THOUGHT in turns[index].keys
+            answer_at = prefix_at + 3 if is_masked else prefix_at  # after the prefix, the thought and its closing
+            first, last = starts[answer_at], starts[stop_at + 1]
+            expected = "".join(span.text for span in spans[answer_at : stop_at + 1])
             is_decoded = self._tokenizer.decodes_to(ids[first:last], expected, before=ids[first - 1 : first])
             if not is_decoded or ids[last - 1] != self.stop_ids[0]:
                 detail = repr(expected[:80])
@@ -201,7 +206,7 @@ class ChatTask(Task):
 
     def reference(self, turns: Sequence[Turn]) -> str:
         """Return the assistant's last answer; one with tool calls is the text that the template writes for it."""
-        if not turns[-1].keys:
+        if "tool_calls" not in turns[-1].keys:
             return turns[-1].text
         tools, turns = self._split_off_tools(turns)
         answer, end = self._renderer.spans(turns, tools, generation=False)[-2:]
@@ -209,11 +214,15 @@ class ChatTask(Task):
         return self._without_prefix("".join(span.text for span in (*answer[2:], end[0])).removesuffix(stop_token))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer, without stop tokens and without the text that the template puts before it."""
+        """Return the text of an answer, without stop tokens and without the text that the template puts before it.
+
+        With `data.reasoning`, its thought is left out as well.
+        """
         return self._without_prefix(self._tokenizer.decode([i for i in ids if i not in self.stop_ids]))
 
     def _without_prefix(self, answer: str) -> str:
-        return answer.removeprefix(self._renderer.plain_answer_prefix).strip()
+        answer = answer.removeprefix(self._renderer.plain_answer_prefix)
+        return (without_thought(answer) if self._data.reasoning else answer).strip()
 
     def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn if that has no columns."""

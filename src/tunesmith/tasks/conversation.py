@@ -6,6 +6,7 @@ place, which shows what text the template adds. A comparison shows where each ow
 is trained on and which control tokens it may contain. A conversation of n turns becomes n + 1 groups of spans:
 
     for every turn     stop, between, answer_prefix, own text, (template's text, own text), ...
+                       where the text after a thought is two spans: what closes the thought, and the rest
     and at the end     stop, between, answer_prefix
 
 `stop` ends the previous turn if it was the assistant's; after a tool call it begins with the end of the call.
@@ -25,6 +26,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.messages import ROLES
+from tunesmith.tasks.reasoning import THOUGHT, THOUGHT_BEGIN, THOUGHT_END, length_of_closing
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 from tunesmith.tasks.tool_calls import map_strings
 
@@ -74,14 +76,18 @@ class ConversationRenderer:
 
     Args:
         arguments: further variables of the chat template.
+        masks_thoughts: whether training begins after an answer's thought, so that no token may cross its end.
 
     Raises:
         DataError: no conversation could be trained on with this template.
     """
 
-    def __init__(self, tokenizer: TokenizerAdapter, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: TokenizerAdapter, arguments: Mapping[str, Any], *, masks_thoughts: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._arguments = arguments
+        self._masks_thoughts = masks_thoughts
         self._literals = lru_cache(maxsize=4096)(self._find_literals)
         self._template_texts = lru_cache(maxsize=1024)(self._find_template_texts)
         self._stop, self.stop_id = self._find_stop()
@@ -112,7 +118,10 @@ class ConversationRenderer:
             # A template may contain today's date, and a server runs for more than a day.
             self._literals.cache_clear()
             self._template_texts.cache_clear()
-        raise RowProblem("the chat template rewrites the conversation", repr(text[-120:]), code="template-rewrites")
+        lost = any(turn.trained and THOUGHT in turn.keys for turn in turns[:-1])
+        hint = "the template may remove the thoughts of earlier answers: set data.train_on: last" if lost else ""
+        reason = "the chat template rewrites the conversation"
+        raise RowProblem(reason, repr(text[-120:]), code="template-rewrites", hint=hint)
 
     def text(self, turns: Sequence[Turn], tools: str, *, generation: bool) -> str:
         """Return a conversation as `apply_chat_template` renders it; raise RowProblem if the template refuses it."""
@@ -133,12 +142,27 @@ class ConversationRenderer:
         """Return the message of a turn, with each of its own texts replaced, in a fixed order."""
         if not turn.keys:
             return {"role": turn.role, "content": replaced(turn.text)}
-        has_content = _has_content(turn)
-        message = {"role": turn.role, "content": replaced(turn.text) if has_content else self._empty_content}
+        keys, begin = dict(turn.keys), ""
+        if THOUGHT in keys:
+            keys[THOUGHT] = replaced(keys[THOUGHT])
+            if not self._reads_thoughts:
+                begin = f"{THOUGHT_BEGIN}{keys.pop(THOUGHT)}{THOUGHT_END}"
+        content = begin + replaced(turn.text) if _has_content(turn) else begin or self._empty_content
+        message = {"role": turn.role, "content": content}
         calls = [
             {**call, "function": map_strings(call["function"], replaced)} for call in turn.keys.get("tool_calls", ())
         ]
-        return {**message, **turn.keys, **({"tool_calls": calls} if calls else {})}
+        return {**message, **keys, **({"tool_calls": calls} if calls else {})}
+
+    @cached_property
+    def _reads_thoughts(self) -> bool:
+        """Whether the template writes the thought of an answer that has it in a key."""
+        thought = _PLACEHOLDER.format(0)
+        answer = {"role": "assistant", "content": "b", THOUGHT: thought}
+        try:
+            return thought in self._render([{"role": "user", "content": "a"}, answer], "", False)
+        except RowProblem:
+            return False
 
     @cached_property
     def _empty_content(self) -> str | None:
@@ -168,7 +192,8 @@ class ConversationRenderer:
         for before, turn, following, is_fixed in zip(literals, turns, literals[1:], must_match, strict=False):
             position += len(before.stop.text) + len(before.between.text)
             own = own_texts(turn)
-            if is_fixed and len(before.order) < len(own):
+            has_thought = THOUGHT in turn.keys and before.order[0] == 0
+            if is_fixed and (len(before.order) < len(own) or has_thought != (THOUGHT in turn.keys)):
                 return None
             after = following.stop.text + following.between.text
             allowed = self._answer_control_ids if turn.role == "assistant" else frozenset()
@@ -177,10 +202,18 @@ class ConversationRenderer:
             content = self._match_turn(text, position, before, spans, after, is_fixed=is_fixed, is_json=is_json)
             if content is None:
                 return None
+            if has_thought and before.inner:
+                content[2:3] = self._split_closing(content[2])
             groups.append([before.stop, before.between, *content])
             position += sum(len(span.text) for span in content)
         groups.append(list(literals[-1][:3]))
         return groups if "".join(span.text for span in chain.from_iterable(groups)) == text else None
+
+    def _split_closing(self, span: Span) -> list[Span]:
+        """Divide the template's text after a thought into the part that closes it and the rest."""
+        cut = length_of_closing(span.text)
+        rest = Span(span.text[cut:], span.allowed_control_ids, starts_generation=self._masks_thoughts)
+        return [span._replace(text=span.text[:cut]), rest]
 
     def _match_turn(
         self,
@@ -316,7 +349,8 @@ def own_texts(turn: Turn) -> list[str]:
     """Return a turn's own texts, in the order in which `_message` replaces them."""
     if not turn.keys:
         return [turn.text]
-    texts = [turn.text] if _has_content(turn) else []
+    texts = [turn.keys[THOUGHT]] if THOUGHT in turn.keys else []
+    texts += [turn.text] if _has_content(turn) else []
 
     def collect(text: str) -> str:
         texts.append(text)
@@ -330,7 +364,7 @@ def own_texts(turn: Turn) -> list[str]:
 def _shape(turn: Turn) -> _Shape:
     if not turn.keys:
         return _Shape(turn.role)
-    keys = dict(turn.keys)
+    keys = {**turn.keys, **({THOUGHT: ""} if THOUGHT in turn.keys else {})}
     if calls := keys.get("tool_calls"):
         keys["tool_calls"] = [{**call, "function": map_strings(call["function"], lambda _: "")} for call in calls]
     return _Shape(turn.role, _has_content(turn), json.dumps(keys))

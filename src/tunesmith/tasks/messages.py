@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import EmptyCell, RowProblem, cell_value
 from tunesmith.tasks.cells import InvalidJson, parse_json
+from tunesmith.tasks.reasoning import THOUGHT, THOUGHT_KEYS
 from tunesmith.tasks.tool_calls import read_calls
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -39,13 +40,16 @@ _problem = partial(RowProblem, code="wrong-messages")
 _LIST_HINT = "give a list of {role, content} or {from, value}; in CSV, as JSON text"
 
 
-def parse_messages(row: Mapping[str, Any], column: str, roles: Mapping[str, str]) -> list[Turn]:
+def parse_messages(
+    row: Mapping[str, Any], column: str, roles: Mapping[str, str], *, with_thoughts: bool = False
+) -> list[Turn]:
     """Return the turns of a cell, which holds a list of messages or its JSON text. Empty system turns are left out.
 
     All answers of the assistant are trained, except those that the row excludes.
 
     Args:
         roles: names of roles that the rows use, and which of ROLES each is; the usual names are known.
+        with_thoughts: whether answers may have their thought in a key.
 
     Raises:
         RowProblem, MissingColumn: as `Task.parse`.
@@ -60,7 +64,7 @@ def parse_messages(row: Mapping[str, Any], column: str, roles: Mapping[str, str]
             raise _wrong_cell(column, _text_hint(value)) from None
     if not isinstance(value, list):
         raise _wrong_cell(column, _object_hint(column, value) if isinstance(value, dict) else _LIST_HINT)
-    turns = (_parse_message(message, number, roles) for number, message in enumerate(value, 1))
+    turns = (_parse_message(message, number, roles, with_thoughts) for number, message in enumerate(value, 1))
     return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
 
 
@@ -87,7 +91,7 @@ def is_message(value: Any) -> bool:
     return isinstance(value, dict) and all(_key_of(value, names) for names in (_ROLE_KEYS, _CONTENT_KEYS))
 
 
-def _parse_message(message: Any, number: int, roles: Mapping[str, str]) -> Turn:
+def _parse_message(message: Any, number: int, roles: Mapping[str, str], with_thoughts: bool) -> Turn:
     where = f"message {number}"
     if not isinstance(message, dict):
         raise _problem(f"a message is {_type_name(message)}, not {{role, content}}", where)
@@ -98,9 +102,11 @@ def _parse_message(message: Any, number: int, roles: Mapping[str, str]) -> Turn:
         found = f"{where} has {', '.join(map(str, message)) or 'no keys'}"
         raise _problem("a message is neither {role, content} nor {from, value}", found)
     role, content = _role(message[role_key], roles), message.get(content_key)
-    used = {"assistant": _CALL_KEYS, "tool": _RESULT_KEYS}.get(role, ())
+    used = {"assistant": _CALL_KEYS + THOUGHT_KEYS * with_thoughts, "tool": _RESULT_KEYS}.get(role, ())
     for key in _lost_keys(message, (role_key, content_key, *used)):
         hint = f"move its text to `content`, or remove `{key}`"
+        if role == "assistant" and key in THOUGHT_KEYS:
+            hint = "set data.reasoning: keep to train on thoughts, mask to show them only, or strip to remove them"
         raise _problem(f"a message has `{key}`, which would be lost", where, hint=hint)
     calls = read_calls(message[call_key], where) if call_key and message[call_key] else []
     if not isinstance(content, str) and content is not None:
@@ -110,6 +116,8 @@ def _parse_message(message: Any, number: int, roles: Mapping[str, str]) -> Turn:
     if not (role in ("system", "tool") or calls or (content or "").strip()):
         raise _problem("a message has no text", where)
     keys: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    if thought := next((message[name] for name in used if name in THOUGHT_KEYS and message.get(name)), ""):
+        keys[THOUGHT] = str(thought)
     keys |= {name: str(message[name]) for name in used if name in _RESULT_KEYS and message.get(name)}
     return Turn(role, content or "", _is_trained(message, role, where), keys=keys)
 

@@ -112,9 +112,8 @@ def iterate_texts(value: Any) -> Iterator[str]:
 def template_texts(turn: Turn) -> Iterator[str]:
     """Yield the texts of a turn that count as the template's: identifiers of calls, and names of arguments."""
     for key, value in turn.keys.items():
-        if key != "tool_calls":
+        if key in ("tool_call_id", "name"):
             yield value
-            continue
-        for call in value:
+        for call in value if key == "tool_calls" else ():
             yield call.get("id", "")
             yield from iterate_texts(map_strings(call["function"]["arguments"], lambda _: ""))

@@ -1,0 +1,39 @@
+"""The thoughts of a reasoning model: found in the answers of a row, and left out of what is judged."""
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+from tunesmith.core.records import Turn
+
+THOUGHT = "reasoning_content"
+"""The key of a message that holds its thought."""
+THOUGHT_KEYS = (THOUGHT, "reasoning", "thinking")
+THOUGHT_BEGIN, THOUGHT_END = "<think>\n", "\n</think>\n\n"
+"""What surrounds a thought in the content of a message, if the chat template does not read its key."""
+
+_IN_CONTENT = re.compile(r"\s*<think>(.*?)</think>\n*(.*)", re.DOTALL)
+_CLOSING = re.compile(r"\s*</think>\s*")
+
+
+def find_thought(turn: Turn, reasoning: Literal["keep", "strip", "mask"] | None) -> Turn:
+    """Return an answer with its thought in `keys`, or without it; other turns unchanged, and all without a setting."""
+    if reasoning is None or turn.role != "assistant":
+        return turn
+    thought, text = turn.keys.get(THOUGHT, ""), turn.text
+    if match := _IN_CONTENT.fullmatch(text):
+        thought, text = thought or match[1].strip("\n"), match[2]
+    keys = {key: value for key, value in turn.keys.items() if key != THOUGHT}
+    kept = {THOUGHT: thought} if thought.strip() and reasoning != "strip" else {}
+    return replace(turn, text=text, keys={**kept, **keys})
+
+
+def without_thought(answer: str) -> str:
+    """Return an answer without the thought before it."""
+    return answer.rpartition("</think>")[2]
+
+
+def length_of_closing(text: str) -> int:
+    """Return the length of the template's text that closes a thought, at the beginning of what follows the thought."""
+    match = _CLOSING.match(text)
+    return match.end() if match else len(text)
