@@ -96,6 +96,10 @@ SEQUENCE_LENGTHS = Column("sequence_lengths", "int32", "sequence")
 """The length of each sequence of an example with several, such as two answers to one prompt."""
 
 
+LOSS_WEIGHT = Column("loss_weight", "float32", "sequence")
+"""The weight of a sequence's tokens in the loss; examples without it have weight 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
     """A tokenized example: `input_ids` [length] and `trained` [length], true for tokens that enter the loss.

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
-from tunesmith.core.records import Example, TokenizedExample, Turn
+from tunesmith.core.records import LOSS_WEIGHT, Example, TokenizedExample, Turn
 from tunesmith.data.filters import rejection_reason
 from tunesmith.data.identity import block_id, group_id, row_id, short_digest
 from tunesmith.data.sources import Row, own_splits, read_rows
@@ -20,7 +20,7 @@ from tunesmith.recipe.columns import (
     required_columns,
     tools_column,
 )
-from tunesmith.recipe.held_out import all_sources, fraction
+from tunesmith.recipe.held_out import all_sources, fraction, listed_sources
 from tunesmith.recipe.schema import ChatData, Recipe
 from tunesmith.tasks.base import EmptyCell, RowProblem, Task, cell_text
 from tunesmith.tasks.references import row_references
@@ -220,9 +220,12 @@ def _tokenize(recipe: Recipe, task: Task, row: Row) -> list[ProcessedRow]:
     split, group = _split_and_group(recipe, row, turns)
     parts = _render(task, turns, row_id(recipe.data, row.values, turns), recipe.data.max_tokens_per_example)
     references = row_references(recipe.data, row.values) if split != "train" else ()
+    is_weighted = any(source.loss_weight != 1 for source in listed_sources(recipe.data))
     results, notes = [], RowNotes(control_token=task.find_control_token(turns) or "")
     for number, (part, rendered) in enumerate(parts, 1):
         tokens, reason = _truncate(recipe, task, rendered)
+        if is_weighted:
+            tokens = replace(tokens, columns={**tokens.columns, LOSS_WEIGHT: (row.loss_weight,)})
         status, block = "cut" if reason else "kept", (number, len(parts)) if len(parts) > 1 else None
         counts = tokens.length, sum(tokens.trained[1:])
         entry = LedgerEntry(

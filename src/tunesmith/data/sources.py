@@ -54,7 +54,7 @@ LocatedValues = tuple[str, dict[str, Any]]
 class Row:
     """One row: its 1-based number over all sources, its location, its values, and the name of its source.
 
-    `split` is set if all rows of the source are in one split.
+    `split` is set if all rows of the source are in one split. `loss_weight` is that of the source.
     """
 
     number: int
@@ -62,6 +62,7 @@ class Row:
     values: dict[str, Any]
     source: str
     split: str | None = None
+    loss_weight: float = 1.0
 
 
 def named_sources(sources: Sources) -> dict[str, Source]:
@@ -113,7 +114,7 @@ def read_rows(
             needed_check = MissingColumns(needed, after_rows=_JSON_PROBE_ROWS if may_omit_columns else 1)
             for where, values in rows:
                 number += 1
-                row = Row(number, where, values, name, splits.get(name))
+                row = Row(number, where, values, name, splits.get(name), source.loss_weight)
                 rename_check.observe(row)
                 row = _rename(row, source.rename) if source.rename else row
                 needed_check.observe(row)

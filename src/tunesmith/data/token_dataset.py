@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from tunesmith.core.records import INPUT_IDS, SEQUENCE_LENGTHS, TRAINED, Column, TokenizedExample
+from tunesmith.core.records import INPUT_IDS, LOSS_WEIGHT, SEQUENCE_LENGTHS, TRAINED, Column, TokenizedExample
 from tunesmith.data.token_file import RaggedColumns, columns_from_arrays, to_numpy, tokens_from_columns
 
 if TYPE_CHECKING:  # `plan` needs lengths only, and does not import torch
@@ -129,6 +129,12 @@ class TokenDataset:
     def trained_tokens(self, rows: Sequence[int]) -> int:
         """Return how many tokens of these rows enter the loss. The first token of a sequence is never predicted."""
         return sum(int(self._trained[self._starts[s] + 1 : self._starts[s + 1]].sum()) for s in self._sequences(rows))
+
+    def trained_weight(self, rows: Sequence[int]) -> float:
+        """Return the sum of the weights of these rows' trained tokens; without LOSS_WEIGHT each token has weight 1."""
+        if (weights := self._columns.get(LOSS_WEIGHT)) is None:
+            return self.trained_tokens(rows)
+        return sum(float(weights.row(row)[0]) * self.trained_tokens([row]) for row in rows)
 
     def shortest_first(self) -> list[int]:
         """Return all rows sorted by length, with the rows without trained tokens at the end."""

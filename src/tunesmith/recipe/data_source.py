@@ -33,6 +33,9 @@ class SourceBase(Section):
         description="How many times each training row of this source is used in one epoch, relative to other sources: "
         "2 is twice; 0.5 is half of the rows, chosen by hash. Validation and test rows are always used once.",
     )
+    loss_weight: float = Field(
+        1.0, gt=0, le=1000, description="Weight of this source's trained tokens in the loss, relative to other sources."
+    )
     rename: dict[str, str] = Field({}, description="Columns to rename, as {old: new}.")
 
 

@@ -1,6 +1,6 @@
 """Where the valid and test rows come from: fractions of the rows of `data.source`, or sources of their own."""
 
-from tunesmith.recipe.data_source import Sources
+from tunesmith.recipe.data_source import Source, Sources
 from tunesmith.recipe.schema import DataBase
 
 
@@ -15,6 +15,11 @@ def all_sources(data: DataBase) -> Sources:
     own = [found for split in ("valid", "test") if (found := own_source(data, split)) is not None]
     listed = [found if isinstance(found, tuple) else (found,) for found in (data.source, *own)]
     return tuple(source for sources in listed for source in sources) if own else data.source
+
+
+def listed_sources(data: DataBase) -> tuple[Source, ...]:
+    """Return the sources of `data.source` as a tuple."""
+    return data.source if isinstance(data.source, tuple) else (data.source,)
 
 
 def fraction(data: DataBase, split: str) -> float:

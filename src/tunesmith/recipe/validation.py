@@ -111,8 +111,9 @@ def _split_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     data, train = recipe.data, recipe.train
     for name in ("valid", "test"):
         own = own_source(data, name)
-        if any(source.weight != 1 for source in (own if isinstance(own, tuple) else (own,)) if source is not None):
-            yield Mistake(("data", name), f"`weight` has no effect on {name} rows, which are used once each")
+        for source in (own if isinstance(own, tuple) else (own,)) if own is not None else ():
+            for key in source.changed("weight", "loss_weight"):
+                yield Mistake(("data", name), f"`{key}` has no effect on {name} rows, which are not trained on")
     if data.split.column is not None:
         return
     if not has_rows(data, "test"):
@@ -156,6 +157,9 @@ def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     only = source[0] if isinstance(source, tuple) and len(source) == 1 else source
     if not isinstance(only, tuple) and only.weight != 1:
         yield Mistake(("data", "source"), "`weight` has no effect on one source; use data.train_rows or train.epochs")
+    if not isinstance(only, tuple) and only.loss_weight != 1:
+        message = "`loss_weight` has no effect on one source, because the loss is divided by the sum of the weights"
+        yield Mistake(("data", "source"), message)
     if data.too_long == "split" and data.task != "text":
         message = "`split` needs `task: text`: with a prompt and an answer, later blocks would lack the prompt"
         yield Mistake(("data", "too_long"), message, "contradiction")

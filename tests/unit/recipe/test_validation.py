@@ -42,6 +42,7 @@ from tunesmith.recipe.validation import find_remarks
         ("task: chat", "task: chat\n  template_arguments: {tools: []}", "data.template_arguments", "contradiction",
          "`tools`"),
         ("task: chat", "task: chat\n  too_long: split", "data.too_long", "contradiction", "`task: text`"),
+        ("file: rows.csv", "file: rows.csv, loss_weight: 2", "data.source", "no-effect", "`loss_weight`"),
         ("file: rows.csv", "file: rows.csv, weight: 2", "data.source", "no-effect", "`weight`"),
         ("2e-4", "2e-4\n  optimizer: sgd\n  beta2: 0.9", "train.beta2", "no-effect", "`sgd`"),
         ("2e-4", "2e-4\n  micro_batch: 2\n  micro_batch_tokens: 9", "train.micro_batch_tokens", "no-effect",
