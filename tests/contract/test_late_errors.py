@@ -32,13 +32,17 @@ _ARGUMENTS = "command: a caller of the Python function passed wrong arguments; s
 _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
+_COMPARED = "command: compare"
 _INCUMBENT = "not before: the alias may move until the promotion"
 
 _LATE: dict[str, tuple[str, ...]] = {
-    "evaluate/incumbent.py _ask": (_INCUMBENT,),
-    "evaluate/incumbent.py _row_values": (_INCUMBENT,),
-    "evaluate/incumbent.py _turns": (_INCUMBENT,),
-    "evaluate/incumbent.py _without_likelihoods": (_INCUMBENT,),
+    "evaluate/comparison.py _first_run": (_COMPARED,),
+    "evaluate/comparison.py compare_references": (_COMPARED,) * 3,
+    "evaluate/endpoint_answers.py ask_endpoint": (_COMPARED,),
+    "evaluate/other_model.py _row_values": (_INCUMBENT,),
+    "evaluate/other_model.py _turns": (_INCUMBENT,),
+    "evaluate/other_model.py ask_other_model": (_INCUMBENT,),
+    "evaluate/other_model.py without_likelihoods": (_INCUMBENT,),
     "evaluate/incumbent.py ask_incumbent": (_INCUMBENT,),
     "evaluate/incumbent.py compare_with_incumbent": (_INCUMBENT,),
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
@@ -72,6 +76,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),
     "inference/chatter.py open_chatter": (_ASKING,) * 2,
+    "inference/endpoint.py Endpoint.ask": (_COMPARED,) * 2,
     "inference/generate.py generate": (_MEMORY,),
     "inference/sampling.py _require_temperature": (_ASKING,),
     "inference/sampling.py draw": (_ASKING,),

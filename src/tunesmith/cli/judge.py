@@ -7,35 +7,57 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tunesmith.cli.app import JUDGE, command
-from tunesmith.cli.options import AsJson, Flag, RunFolder
+from tunesmith.cli.options import AsJson, Flag
 from tunesmith.cli.output import print_result
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
 
 
 @command(JUDGE)
-def compare(run: RunFolder, /, *, rows: int = 10, html: Flag = False, as_json: AsJson = False) -> None:
-    """Show a run's verdict, and the answers of base and tuned side by side.
+def compare(
+    model: Annotated[str, Parameter(help="The folder of a run, or any model if another one follows.")],
+    /,
+    *others: Annotated[str, Parameter(help="Runs and models to compare it with, or https://HOST/v1#MODEL.")],
+    on: Path | None = None,
+    rows: int = 10,
+    html: Flag = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's verdict with the answers of base and tuned, or compare several runs and models.
+
+    Several are compared pairwise on the test rows of one run, with its metrics and limits. Runs with the same rows are
+    compared by their stored scores; other models answer the rows. The key of an endpoint is read from OPENAI_API_KEY.
 
     Args:
+        on: The run whose test rows and metrics count. Default: the first evaluated run among them.
         rows: Number of answers.
         html: Write the run's report again, and print its path.
 
     Examples:
         tunesmith compare runs/my/ID
-        tunesmith compare runs/my/ID --rows 50
+        tunesmith compare runs/my/ID viggo@staging https://api.example.com/v1#large
     """
+    if others:
+        if html:
+            raise RecipeError("--html shows one run", code="usage", hint="leave out --html, or the other models")
+        from tunesmith.evaluate.comparison import compare_references
+
+        result = compare_references([model, *others], on)
+        print_result(result.to_json(rows) if as_json else None, as_json, lambda: result.to_text(rows))
+        return
+    if on is not None:
+        raise RecipeError("--on has no effect on one run", code="usage", hint="name the models to compare it with")
     from tunesmith.core.verdict_reader import read_verdict
 
-    folder = RunDir.existing(run)
+    folder = RunDir.existing(model)
     if html:
         from tunesmith.report.render import write_report
 
         print(write_report(folder))
         return
     if folder.manifest("evaluate") is None:
-        hint = f"tunesmith evaluate {quote(str(run))}"
-        raise RecipeError("has not been evaluated", where=str(run), code="not-evaluated", hint=hint)
+        hint = f"tunesmith evaluate {quote(model)}"
+        raise RecipeError("has not been evaluated", where=model, code="not-evaluated", hint=hint)
     from tunesmith.report.text import side_by_side
 
     print_result(read_verdict(folder.verdict).to_json(), as_json, lambda: side_by_side(folder, rows))
@@ -82,7 +104,7 @@ def verdict(
 ) -> None:
     """Compare two systems' scores row by row: better, not better, or cannot tell.
 
-    To compare two runs, pass their files RUN/evaluate/tuned/scores.jsonl.
+    `compare` does this for runs and models.
 
     Args:
         metric: The metric to compare; required if the rows have several.

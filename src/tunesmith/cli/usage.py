@@ -26,7 +26,6 @@ _FORMER_OPTIONS = {
 _EXTRA_ARGUMENT = {
     "generate": "put the text of the prompt in quotes after --prompt",
     "chat": "start the chat, then type",
-    "compare": "to compare two runs: tunesmith verdict {RUN,OTHER}/evaluate/tuned/scores.jsonl",
     "score": "score one file at a time",
     "promote": _FORMER_OPTIONS["--alias"],
 }
@@ -67,8 +66,8 @@ def _positional_names(target: Callable[..., Any] | None) -> list[str]:
     """Return the names of a command's positional arguments, as its help shows them."""
     parameters = inspect.signature(target).parameters.values() if target else ()
     names = [parameter.name.upper() for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
-    has_overrides = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    return [*names, "[key=value ...]"] if has_overrides else names
+    more = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
+    return [*names, *("[key=value ...]" if name == "overrides" else f"[{name.upper()} ...]" for name in more)]
 
 
 def _recipe_key_hint(option: str) -> str | None:

@@ -165,6 +165,7 @@ ERROR_CODES = {
     "prompt-too-long": "Prompt and `max_new_tokens` together exceed the model's context length or a session's slot.",
     "prompt-columns": "A row or prompt text for `generate` or `chat` does not match the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
+    "endpoint-failed": "An endpoint cannot be reached, refuses the key, or does not have the model.",
     # train
     "examples-lack-columns": "The objective needs columns that the prepared examples lack.",
     "crash-loop": "Training was killed twice at the same step.",
@@ -176,7 +177,7 @@ ERROR_CODES = {
     "not-in-registry": "The registry has no such model, version or alias; the hint lists what it has.",
     "bad-version-folder": "A folder cannot become a version: it is empty or has links, special files or odd names.",
     "alias-moved": "The alias does not point at the expected version; another process may have moved it.",
-    "not-comparable": "The version that a promotion would replace cannot be asked about the test rows.",
+    "not-comparable": "Another model, such as the version to replace, cannot be compared on the test rows.",
     "alias-in-use": "The version cannot be deleted because an alias points at it.",
     "no-earlier-version": "There is no earlier version to roll back to.",
     "force-reason": "A forced promotion needs a reason (`--force --reason TEXT`), and a reason needs `--force`.",

@@ -48,6 +48,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             asked = ask_incumbent(recipe, run, incumbent)
         except VerdictRefused as refusal:  # the verdict on the base stands; `promote` refuses
             log(f"warning: {refusal}")
+            incumbent = None
     if not group.is_rank0:
         return {}
     scores = {name: write_scores(run.evaluation(name), examples, output, scorer) for name, output in outputs.items()}
@@ -67,6 +68,6 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     manifest = seal_folder(
         run.stage("evaluate"), stage="evaluate", inputs=stage_inputs, seconds=seconds, verdict=outcome
     )
-    if incumbent is not None and asked is not None:
+    if incumbent is not None:
         judge_incumbent(recipe, run, incumbent, asked)
     return manifest

@@ -42,7 +42,7 @@ def generate_answers(
         key: digest of model and prompts; answers in the file under another key are discarded.
     """
     group = current_group()
-    finished = group.run_on_rank0(partial(_load_finished, folder, key))
+    finished = group.run_on_rank0(partial(load_finished, folder, key))
     answers = {_answer_key(line): line for line in finished}
     keys = [(example.id, number) for example in prompts.examples for number in range(1, prompts.samples + 1)]
     pending = [place for place, key_ in enumerate(keys) if key_ not in answers]
@@ -75,7 +75,7 @@ def _generations_path(folder: Path, rank: int) -> Path:
     return folder / (f"generations-{rank}.jsonl" if rank else "generations.jsonl")
 
 
-def _load_finished(folder: Path, key: str) -> list[dict[str, Any]]:
+def load_finished(folder: Path, key: str) -> list[dict[str, Any]]:
     """Return the stored answers of all ranks, also of an earlier run with more ranks; delete those of another key."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, key_path = sorted(folder.glob("generations*.jsonl")), folder / "key.json"

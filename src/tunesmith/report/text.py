@@ -45,7 +45,7 @@ def _metric_lines(verdict: Verdict) -> list[str]:
         scores = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
         direction = "" if found.higher_is_better else "lower is better"
         body.append([wording.metric_label(found.metric), *scores, unit.interval(found.low, found.high), direction])
-    return _table([head, *body])
+    return table([head, *body])
 
 
 def _group_lines(verdict: Verdict) -> list[str]:
@@ -57,7 +57,7 @@ def _group_lines(verdict: Verdict) -> list[str]:
         for change in verdict.grouping.fell:
             scores = [unit.value(change.base), unit.value(change.tuned), unit.change(change.gain)]
             rows.append([change.group, wording.count(change.rows), *scores, ""])
-        lines += _table(rows)
+        lines += table(rows)
     return lines
 
 
@@ -71,7 +71,7 @@ def _problem_lines(verdict: Verdict) -> list[str]:
     return list(lines.values())
 
 
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+def table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Align columns: the first left, the last not at all, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:-1], widths[1:-1]), line[-1]] for line in lines)
@@ -81,10 +81,12 @@ def _table(lines: Sequence[Sequence[str]]) -> list[str]:
 def _answer_text(answer: AnswerPair) -> str:
     outcome = _OUTCOMES.get(answer.outcome, "")
     parts = [f"row {answer.number}{f'  ({outcome})' if outcome else ''}"]
-    parts.append(_field("prompt", "\n".join(answer.prompt.strip("\n").split("\n")[-_PROMPT_LINES:])))
+    parts.append(prompt_field(answer.prompt))
     if answer.reference is not None:
-        parts.append(_field("reference", answer.reference))
-    parts += [_field(name, _prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))]
+        parts.append(answer_field("reference", answer.reference))
+    parts += [
+        answer_field(name, _prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))
+    ]
     return "\n".join(parts)
 
 
@@ -100,7 +102,13 @@ def _sample_note(side: ModelAnswer) -> str:
     return f"sample 1 of {1 + len(side.more)}" if side.more else ""
 
 
-def _field(name: str, text: str) -> str:
+def prompt_field(prompt: str) -> str:
+    """Return the last lines of a prompt."""
+    return answer_field("prompt", "\n".join(prompt.strip("\n").split("\n")[-_PROMPT_LINES:]))
+
+
+def answer_field(name: str, text: str) -> str:
+    """Return a name with the first lines of a text next to it."""
     lines = visible(text).split("\n")
     if len(lines) > _ANSWER_LINES:
         lines = [*lines[:_ANSWER_LINES], f"({len(lines) - _ANSWER_LINES} more lines)"]

@@ -184,6 +184,18 @@ def guard_sentence(guard: Guard) -> str:
     return f"{gain}; the guard allows a drop of {allowed}"
 
 
+def pair_sentence(first: str, second: str, primary: Comparison) -> str:
+    """Return the verdict on a pair of models, of which `first` has the place of the base, with its evidence."""
+    if primary.verdict == "cannot_tell":
+        conclusion = f"The data does not show whether {second} is better than {first}"
+    else:
+        worse = "worse than" if primary.high < 0 else "not better than"
+        conclusion = f"{second} is {'better than' if primary.verdict == 'better' else worse} {first}"
+    needed = f"; {rows_needed_text(primary)}" if primary.groups_needed else ""
+    left_out = f"; {failed_text(primary)}" if primary.failed else ""
+    return f"{conclusion}: {_change(primary)} ({_evidence(primary)}){needed}{left_out}."
+
+
 def headline(view: RunView) -> str:
     """Return the sentence of the verdict; without one, which stage the run has not finished."""
     if view.verdict:

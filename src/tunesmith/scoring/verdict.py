@@ -16,6 +16,17 @@ Scores = Sequence[float] | npt.NDArray[Any]
 
 _MAX_ROWS_FACTOR = 1_000  # no estimate is given if the verdict would need more than this times the rows
 
+MAX_CONFIDENCE = 0.999  # above it `paired_verdict` gives no interval
+
+
+def corrected_confidence(confidence: float, intervals: int) -> float:
+    """Return the confidence that each interval needs so that all of them hold together (Bonferroni).
+
+    Dunn 1961, "Multiple Comparisons among Means", JASA 56: the probability that any of the intervals fails is at most
+    the sum of their probabilities, even if they depend on each other. Here they do: all models answer the same prompts.
+    """
+    return 1 - (1 - confidence) / intervals
+
 
 def paired_verdict(
     base: Scores,

@@ -16,6 +16,7 @@ from tunesmith.pipeline.runs import OpenedRun, identity, is_run_of, location_in_
 from tunesmith.recipe.launch import TorchrunLaunch
 from tunesmith.recipe.load import RecipeProblems, load_recipe
 from tunesmith.recipe.schema import Recipe
+from tunesmith.scoring.verdict import MAX_CONFIDENCE, corrected_confidence
 
 MODEL = "model.base"
 _LIST = "trials.json"
@@ -23,7 +24,6 @@ _LIST = "trials.json"
 _SHARED = ("name", "evaluate", "promote", "launch", "trackers")
 # The measure that orders trials by size along an axis, by the section of the axis.
 _MEASURES = {"model": "model_parameters", "tuning": "trained_parameters", "data": "train_rows"}
-_MAX_CONFIDENCE = 0.999  # above it `paired_verdict` gives no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +139,9 @@ def list_trials(
         message, hint = "a trial is one process, but `launch` asks for torchrun", "add 'launch={on: local}'"
         raise RecipeError(message, where="launch.on", hint=hint, code="trial-processes")
     confidence = first.evaluate.confidence
-    if corrected_confidence(confidence, len(changes)) > _MAX_CONFIDENCE + 1e-9:
+    if corrected_confidence(confidence, len(changes)) > MAX_CONFIDENCE + 1e-9:
         message = f"{len(changes)} trials are too many for intervals at confidence {confidence:g}"
-        max_trials = int((1 - confidence) / (1 - _MAX_CONFIDENCE) + 1e-9)
+        max_trials = int((1 - confidence) / (1 - MAX_CONFIDENCE) + 1e-9)
         hint = f"take {max_trials} or fewer, or lower evaluate.confidence"
         raise RecipeError(message, hint=hint, code="number-of-trials")
     trials = tuple(Trial(n, f"{n:02d}-{_slug(values)}", values) for n, values in enumerate(changes, 1))
@@ -164,15 +164,6 @@ def _default_folder(recipes: Sequence[Recipe], axes: tuple[Axis, ...], trials: t
                 if is_same and all(map(is_run_of, recipes, runs, itertools.repeat(folder))):
                     return path.parent
     return expected
-
-
-def corrected_confidence(confidence: float, trials: int) -> float:
-    """Return the confidence that each interval needs so that all of them hold together (Bonferroni).
-
-    Dunn 1961, "Multiple Comparisons among Means", JASA 56: the probability that any of the intervals fails is at most
-    the sum of their probabilities, even if they depend on each other. Here they do: all trials answer the same prompts.
-    """
-    return 1 - (1 - confidence) / trials
 
 
 def check_sweep(sweep: Sweep, recipe: Path) -> list[OpenedRun]:

@@ -19,7 +19,8 @@ from tunesmith.recipe.tuning import FullTuning
 from tunesmith.scoring.custom import is_custom
 from tunesmith.scoring.metrics import find_metric, higher_is_better, is_share, share_hint
 from tunesmith.scoring.row_scores import VerdictSettings, compare
-from tunesmith.sweep.axes import Axis, Sweep, Trial, corrected_confidence
+from tunesmith.scoring.verdict import corrected_confidence
+from tunesmith.sweep.axes import Axis, Sweep, Trial
 from tunesmith.sweep.reuse import reused
 
 State = Literal["done", "failed", "to do"]

@@ -19,7 +19,7 @@ from tunesmith.cli.boundary import run_command
         ("promote runs/a --no-force", "--no-force", "tunesmith promote --help"),
         ("alias viggo@1", "ALIAS", "tunesmith alias VERSION ALIAS"),
         ("rollback", "MODEL", "tunesmith rollback MODEL"),
-        ("compare a b", "`b`", "verdict"),
+        ("compare a --frob", "--frob", "tunesmith compare --help"),
         ("generate m hello", "`hello`", "--prompt"),
         ("generate m --rows x.csv", "--rows", "--file"),
         ("status a b", "`b`", "tunesmith status --help"),

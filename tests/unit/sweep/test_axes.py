@@ -10,10 +10,10 @@ from tests.unit.sweep.conftest import MakeSweep
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import RunDir
+from tunesmith.scoring.verdict import corrected_confidence
 from tunesmith.sweep.axes import (
     Sweep,
     check_sweep,
-    corrected_confidence,
     list_trials,
     read_sweep,
     split_values,

@@ -12,9 +12,9 @@ from tests.unit.sweep.conftest import ROWS, MakeSweep, binary, finish, result_js
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import seal_folder, write_json
 from tunesmith.core.jsonl import write_jsonl
-from tunesmith.scoring.verdict import paired_verdict
+from tunesmith.scoring.verdict import corrected_confidence, paired_verdict
 from tunesmith.sweep import run as sweep_run
-from tunesmith.sweep.axes import Axis, corrected_confidence
+from tunesmith.sweep.axes import Axis
 from tunesmith.sweep.collect import Estimate, TrialResult, collect, score_estimate, smallest
 from tunesmith.sweep.page import write_result
 

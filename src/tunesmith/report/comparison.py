@@ -1,0 +1,154 @@
+"""The comparison of several models on one run's test rows, as JSON and as text for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.core.records import Example
+from tunesmith.core.verdict import Comparison, Verdict
+from tunesmith.report import wording
+from tunesmith.report.text import answer_field, prompt_field, table
+from tunesmith.report.unit import NONE, unit_of
+from tunesmith.report.wording import visible
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModel:
+    """A model with its answers to the rows.
+
+    Attributes:
+        name: the reference that the user gave.
+        scores: the lines of `scores.jsonl`, in the order of the rows.
+        answers: the lines of `generations.jsonl`, in the order of the rows; None for a row that was not asked.
+        health: counts of empty, cut-off and failed answers.
+        reads_run_tokens: whether it has likelihoods of the same tokens as the models of the run.
+    """
+
+    name: str
+    digest: str
+    scores: tuple[Mapping[str, Any], ...]
+    answers: tuple[Mapping[str, Any] | None, ...]
+    health: Mapping[str, int]
+    reads_run_tokens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The verdict on a pair of models, given by their places; `first` has the place of the base in it."""
+
+    first: int
+    second: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """Several models on the test rows of a run; all intervals hold together at `confidence` (Bonferroni)."""
+
+    run: str
+    metric: str
+    confidence: float
+    models: tuple[ComparedModel, ...]
+    pairs: tuple[Pair, ...]
+    examples: tuple[Example, ...]
+    references: tuple[str | list[str], ...]
+
+    def to_json(self, rows: int) -> dict[str, Any]:
+        """Return the comparison with the answers to `rows` rows."""
+        return {
+            "on": self.run,
+            "rows": len(self.examples),
+            "metric": self.metric,
+            "confidence": self.confidence,
+            "correction": f"Bonferroni over {len(self.pairs)} pairs" if len(self.pairs) > 1 else None,
+            "models": [
+                {"name": model.name, "digest": model.digest, "scores": self._means(place), "health": dict(model.health)}
+                for place, model in enumerate(self.models)
+            ],
+            "pairs": [
+                {
+                    "first": self.models[pair.first].name,
+                    "second": self.models[pair.second].name,
+                    **pair.verdict.to_json(),
+                }
+                for pair in self.pairs
+            ],
+            "answers": [
+                {
+                    "row": self.examples[place].row,
+                    "reference": self.references[place],
+                    "predictions": {model.name: _prediction(model.answers[place]) for model in self.models},
+                }
+                for place in self._shown(rows)
+            ],
+        }
+
+    def to_text(self, rows: int) -> str:
+        """Return the scores, the verdicts and the answers to `rows` rows; rows with different answers come first."""
+        number = wording.count(len(self.examples))
+        blocks = [f"{len(self.models)} models on {number} test rows of {self.run}", "\n".join(self._table())]
+        sentences = [self._sentence(pair) for pair in self.pairs]
+        if len(self.pairs) > 1:
+            level = f"{100 * self.confidence:g} %"
+            sentences.append(f"The intervals of all {len(self.pairs)} pairs hold together at {level} (Bonferroni).")
+        blocks.append("\n".join(sentences))
+        blocks += [self._answers(place) for place in self._shown(rows)]
+        if (hidden := len(self.examples) - rows) > 0:
+            blocks.append(f"{wording.count(hidden)} more rows")
+        return visible("\n\n".join(blocks)) + "\n"
+
+    def _comparisons(self, place: int) -> dict[str, tuple[Comparison, float]]:
+        """Return {metric: (a comparison with the model, the model's score)}."""
+        found: dict[str, tuple[Comparison, float]] = {}
+        for pair in self.pairs:
+            if place in (pair.first, pair.second):
+                for name, one in pair.verdict.metrics.items():
+                    found.setdefault(name, (one, one.base if place == pair.first else one.tuned))
+        return found
+
+    def _means(self, place: int) -> dict[str, float]:
+        return {name: value for name, (_, value) in self._comparisons(place).items()}
+
+    def _table(self) -> list[str]:
+        of_models = [self._comparisons(place) for place in range(len(self.models))]
+        names = list(dict.fromkeys(name for found in of_models for name in found))
+        lines = [["model", *map(wording.metric_label, names), ""]]
+        for model, found in zip(self.models, of_models, strict=True):
+            cells = [unit_of(found[name][0]).value(found[name][1]) if name in found else NONE for name in names]
+            failed = model.health["failed"]
+            lines.append([model.name, *cells, f"{wording.count(failed)} rows without an answer" if failed else ""])
+        return table(lines)
+
+    def _sentence(self, pair: Pair) -> str:
+        first, second = (self.models[place].name for place in (pair.first, pair.second))
+        return wording.pair_sentence(first, second, pair.verdict.primary)
+
+    def _shown(self, rows: int) -> list[int]:
+        """Return the places of the rows to show: those to which the models gave different answers come first."""
+
+        def agree(place: int) -> bool:
+            return len({_prediction(model.answers[place]) for model in self.models}) == 1
+
+        return sorted(range(len(self.examples)), key=agree)[: max(0, rows)]
+
+    def _answers(self, place: int) -> str:
+        example, reference = self.examples[place], self.references[place]
+        prompts = [answer["prompt"] for model in self.models if (answer := model.answers[place]) is not None]
+        parts = [f"row {example.row}", *([prompt_field(prompts[0])] if prompts else [])]
+        parts += [answer_field("reference", text) for text in _as_list(reference)]
+        parts += [answer_field(model.name, _told(model.answers[place])) for model in self.models]
+        return "\n".join(parts)
+
+
+def _as_list(reference: str | list[str]) -> Sequence[str]:
+    return reference if isinstance(reference, list) else [reference]
+
+
+def _prediction(answer: Mapping[str, Any] | None) -> str | None:
+    return None if answer is None or answer["error"] is not None else str(answer["prediction"])
+
+
+def _told(answer: Mapping[str, Any] | None) -> str:
+    if answer is None:
+        return "(not asked)"
+    return str(answer["prediction"]) if answer["error"] is None else f"({answer['error']})"
