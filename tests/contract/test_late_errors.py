@@ -38,7 +38,7 @@ _INCUMBENT = "not before: the alias may move until the promotion"
 _LATE: dict[str, tuple[str, ...]] = {
     "evaluate/comparison.py _first_run": (_COMPARED,),
     "evaluate/comparison.py compare_references": (_COMPARED,) * 3,
-    "evaluate/endpoint_answers.py ask_endpoint": (_COMPARED,),
+    "evaluate/endpoint_answers.py ask_endpoint": (_COMPARED,) * 2,
     "evaluate/other_model.py _row_values": (_INCUMBENT,),
     "evaluate/other_model.py _turns": (_INCUMBENT,),
     "evaluate/other_model.py ask_other_model": (_INCUMBENT,),

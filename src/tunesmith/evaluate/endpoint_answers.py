@@ -28,10 +28,14 @@ def ask_endpoint(endpoint: Endpoint, recipe: Recipe, examples: Sequence[Example]
         folder: the folder of `generations.jsonl`, to which each answer is appended at once.
 
     Raises:
-        RecipeError: the server cannot be reached or refuses the request, or the recipe continues documents.
+        RecipeError: the server cannot be reached or refuses the request, or the recipe continues documents
+            or asks for several samples.
     """
     if isinstance(recipe.data, TextData):
         message = "an endpoint answers conversations, but the run continues documents"
+        raise RecipeError(message, where=str(endpoint), code="not-comparable")
+    if recipe.evaluate.samples > 1:
+        message = "an endpoint gives one answer to a row, but the run has several samples"
         raise RecipeError(message, where=str(endpoint), code="not-comparable")
     options = _options(recipe)
     messages = {one.id: _messages(one) for one in examples}
