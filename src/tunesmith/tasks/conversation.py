@@ -282,7 +282,7 @@ class ConversationRenderer:
         try:
             prompt = self._literals(shapes[:-1], tools, True)[-1].before
             answer_prefix = literal[len(prompt) :]
-            # A header in it would not be part of the answer. A tool call may begin with control tokens of its own.
+            # A header in it would not be part of the answer. A tool call may begin with other control tokens.
             ids = self._tokenizer.encode_trusted(answer_prefix)
             has_header = not self._tokenizer.special_ids.isdisjoint(ids)
             if has_header and shapes[-1] != ASSISTANT:

@@ -333,7 +333,7 @@ class TokenizerAdapter:
 
     @cached_property
     def _tool_use_template(self) -> ChatTemplate:
-        """The template for conversations with tools; some models have one of its own."""
+        """The template for conversations with tools; some models have a separate one."""
         if isinstance(self._tokenizer.chat_template, str):
             return self._chat_template
         return ChatTemplate(self._tokenizer.get_chat_template(tools=[{}]), self._tokenizer.special_tokens_map)
