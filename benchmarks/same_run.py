@@ -73,7 +73,7 @@ def recipe_cases(folder: Path) -> dict[str, Case]:
     dialogsum = (
         "data={source: {file: x}, split: {valid: 0.1, test: 0.05}, "
         'task: seq2seq, prompt: "Summarize the following conversation.\\n\\n{dialogue}\\n\\nSummary: ", '
-        'response: "{summary}", max_target_tokens: 128, too_long: truncate, leakage: drop}',
+        'response: "{summary}", max_target_tokens: 128, leakage: drop}',
     )
     gemma = ("data.split.valid=0.1", "data.split.test=0.2")
     jobs = {
