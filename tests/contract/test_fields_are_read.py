@@ -12,6 +12,7 @@ from tunesmith.recipe.schema import Recipe
 
 # Names of variables that hold a section, besides its key in the recipe.
 VARIABLE_NAMES = {
+    "also": {"entry", "data"},
     "recipe": {"loaded"},
     "evaluate": {"settings"},
     "filters": {"rule"},

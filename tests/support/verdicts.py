@@ -1,9 +1,10 @@
 """Make verdicts that do not contradict themselves, as `evaluate` writes them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.core.verdict import Comparison, Grouping, Guard, Verdict
+from tunesmith.core.verdict import Comparison, Grouping, Guard, SetResult, Verdict
 
 
 def comparison(metric: str = "rougeL", **changes: Any) -> Comparison:
@@ -26,3 +27,11 @@ def verdict(
     metrics = {one.metric: one for one in (primary, *others)}
     made = tuple(Guard(metrics[metric], max_drop) for metric, max_drop in guards)
     return Verdict(primary, metrics, made, grouping, tuple(reasons), **more)
+
+
+def with_set(found: Verdict, name: str, change: Comparison, max_drop: float, *others: Comparison) -> Verdict:
+    """Return a verdict with a further held-out set, on which `change` is guarded."""
+    rows = change.rows + change.failed
+    result = SetResult(rows, {one.metric: one for one in (change, *others)}, {"base": {"rows": rows}})
+    guards = (*found.guards, Guard(change, max_drop, name))
+    return replace(found, guards=guards, also={**found.also, name: result})

@@ -132,6 +132,14 @@ class RunDir:
         """The verdicts of the comparisons with versions of the registry; the name of the folder is the version."""
         return sorted((self.path / "incumbents").glob("*/verdict.json"))
 
+    def further_set(self, name: str) -> "RunDir":
+        """Return the folder of a further held-out set of `evaluate.also`; its rows lie in it as those of a run do."""
+        return RunDir(self.path / "also" / name, self.recipe_folder)
+
+    def set_evaluation(self, name: str, model: str) -> Path:
+        """Return the folder with the answers and scores of `base` or `tuned` on a further held-out set."""
+        return self.stage("evaluate") / "also" / name / model
+
     def track(self, name: str) -> Path:
         """Return the folder of a tracker: its own files, and the record of the metrics sent to it."""
         return self.path / "track" / name

@@ -71,10 +71,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A metric that must not get worse by more than `max_drop`."""
+    """A metric that must not get worse by more than `max_drop`, on the test rows or on the further held-out `set`."""
 
     comparison: Comparison
     max_drop: float
+    set: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The metric, with the name of the set: `token_accuracy on general`."""
+        return self.comparison.metric if self.set is None else f"{self.comparison.metric} on {self.set}"
 
     @property
     def passed(self) -> bool:
@@ -84,7 +90,28 @@ class Guard:
     def to_json(self) -> dict[str, Any]:
         """Return the guard as an entry of `guards` in verdict.json."""
         change = {key: getattr(self.comparison, key) for key in ("gain", "low", "high")}
-        return {"metric": self.comparison.metric, "max_drop": self.max_drop, **change, "passed": self.passed}
+        guard = {"metric": self.comparison.metric, "max_drop": self.max_drop, **change, "passed": self.passed}
+        return guard if self.set is None else {**guard, "set": self.set}
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """The comparison on a further held-out set.
+
+    Attributes:
+        rows: rows of the set, with those that failed.
+        metrics: all metrics of the set; a guard decides by one of them.
+        health: {"base" | "tuned": counts of empty, cut-off and failed answers}; empty if no metric needs answers.
+    """
+
+    rows: int
+    metrics: Mapping[str, Comparison]
+    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as an entry of `also` in verdict.json."""
+        metrics = {name: comparison.to_json() for name, comparison in self.metrics.items()}
+        return {"rows": self.rows, "metrics": metrics, "health": dict(self.health)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +168,7 @@ class Verdict:
         health: {"base" | "tuned": counts of empty, cut-off and failed answers}.
         digests: digests of the prompts and of both models.
         conditions: precision, quantization and chat markup, the same for both models.
+        also: the results on further held-out sets, by name; each has a guard.
     """
 
     primary: Comparison
@@ -152,6 +180,7 @@ class Verdict:
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     digests: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, SetResult] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of verdict.json."""
@@ -169,4 +198,5 @@ class Verdict:
             "health": dict(self.health),
             "digests": dict(self.digests),
             "conditions": dict(self.conditions),
+            **({"also": {name: found.to_json() for name, found in self.also.items()}} if self.also else {}),
         }

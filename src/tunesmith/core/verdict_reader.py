@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import read_json
 from tunesmith.core.records import is_number
-from tunesmith.core.verdict import Comparison, Guard, Verdict
+from tunesmith.core.verdict import Comparison, Guard, SetResult, Verdict
 
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # by type: the check of a stored value, and what it should be
     float: (is_number, "a finite number"),
@@ -21,10 +21,14 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # by type: the check 
 }
 
 
+_Objects = Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class _StoredGuard:
     metric: str
     max_drop: float
+    set: str | None = None
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -61,12 +65,30 @@ def _verdict(stored: Mapping[str, Any]) -> Verdict:
         found = replace(found, metric=name, failed=primary.rows + primary.failed - found.rows)
         metrics[name] = primary if name == primary.metric else _consistent(found, f"metrics.{name}")
     stored_guards = _typed(stored["guards"], tuple[_StoredGuard, ...], "guards")
-    guards = tuple(Guard(metrics[guard.metric], guard.max_drop) for guard in stored_guards)
+    also = {name: _set_result(found, name) for name, found in _typed(stored.get("also", {}), _Objects, "also").items()}
+    guarded = [guard.set for guard in stored_guards if guard.set is not None]
+    if sorted(guarded) != sorted(also):
+        raise ValueError(f"`guards` are on the sets {guarded}, which contradicts `also` with {list(also)}")
+    guards = tuple(
+        Guard((metrics if guard.set is None else also[guard.set].metrics)[guard.metric], guard.max_drop, guard.set)
+        for guard in stored_guards
+    )
     types = get_type_hints(Verdict)
     others = ("grouping", "reasons", "health", "digests", "conditions")
     more = {name: _typed(stored[name], types[name], name) for name in others}
     more["corpus"] = _typed(stored.get("corpus", {}), types["corpus"], "corpus")
-    return Verdict(metrics[primary.metric], metrics, guards, **more)
+    return Verdict(metrics[primary.metric], metrics, guards, **more, also=also)
+
+
+def _set_result(stored: Mapping[str, Any], set_name: str) -> SetResult:
+    """Return the result on a further held-out set."""
+    name = f"also.{set_name}"
+    rows, metrics = _typed(stored["rows"], int, f"{name}.rows"), dict[str, Comparison]()
+    for metric, other in _typed(stored["metrics"], _Objects, f"{name}.metrics").items():
+        found = _typed(other, Comparison, f"{name}.metrics.{metric}")
+        found = replace(found, metric=metric, failed=rows - found.rows)
+        metrics[metric] = _consistent(found, f"{name}.metrics.{metric}")
+    return SetResult(rows, metrics, _typed(stored["health"], _Objects, f"{name}.health"))
 
 
 def _typed(stored: Any, kind: Any, name: str) -> Any:

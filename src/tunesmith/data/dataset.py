@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tunesmith.data.mix import mix_sources
 from tunesmith.data.process_rows import DropCounter, LedgerEntry, read_recipe_rows
 from tunesmith.data.similarity import ShingleIndex
 from tunesmith.data.sources import Row, matched_files, own_splits
+from tunesmith.data.split import content_hash
 from tunesmith.data.split_sizes import empty_split_hint, split_size_warning
 from tunesmith.data.spool import Spool, SpooledRow
 from tunesmith.data.token_dataset import TokenDataset
@@ -81,6 +82,10 @@ class Dataset:
         """Return the tokens of all rows of a split."""
         return TokenDataset(self.spool.rows(self.spool_indices(split)))
 
+    def training_hashes(self) -> frozenset[str]:
+        """Return the hashes of the contents of all training rows."""
+        return frozenset(row.content_hash for row in self.used["train"])
+
     def facts(self) -> dict[str, Any]:
         """Return the counts for the manifest: rows and why they are not used, tokens, lengths, duplicates."""
         reasons = {s: _count_reasons(self.entries, s) for s in ("dropped", "cut", "filtered", "unused")}
@@ -132,6 +137,10 @@ class PreparedRows:
         """Return the tokens of all rows of a split."""
         return TokenDataset(self._run.tokens(split))
 
+    def training_hashes(self) -> frozenset[str]:
+        """Return the hashes of the contents of all training rows; a block of a document counts as a row."""
+        return frozenset(content_hash([turn.text for turn in row.turns]) for row in self._examples("train"))
+
     def _read(self, split: str) -> list[Example]:
         return [Example.from_json(line) for line in read_jsonl(self._run.examples(split))]
 
@@ -162,26 +171,13 @@ def build_dataset(
             and held-out rows duplicate training rows or were trained on before.
     """
     spool = spool or Spool()
-    rows: list[SpooledRow] = []
     remarks: list[str] = []
 
     def remark(text: str) -> None:
         remarks.append(text)
         log(text)
 
-    for text in matched_files(all_sources(recipe.data), folder=folder):
-        remark(text)
-    counter, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
-    source_rows = _count_empty(read_recipe_rows(recipe, folder), recipe, empty, remark)
-    for encoded in process_in_parallel(recipe, task, model, source_rows):
-        counter.count(encoded.entry, encoded.notes)
-        rows.append(spool.add(encoded))
-        on_row(encoded.entry.row)
-    counter.check(recipe)
-    for column, count in empty.items():
-        remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
-    if warning := control_token_warning(control_tokens := counter.control_tokens(), recipe.data):
-        remark(f"warning: {warning}")
+    rows, control_tokens, empty = _read_all(recipe, task, folder, model, spool, on_row, remark)
     size_warning = split_size_warning(rows, recipe)  # before rows are left out for other reasons
     rows, used_once, copies = _choose_rows(rows, recipe, spool.shingles)
     if size_warning:
@@ -195,6 +191,71 @@ def build_dataset(
         remark(f"warning: {warning}")
     used = {name: [row for row in once for _ in range(row.entry.times)] for name, once in used_once.items()}
     return Dataset([row.entry for row in rows], used, copies, spool, control_tokens, trained_before, empty, remarks)
+
+
+def build_set(
+    recipe: Recipe, task: Task, *, folder: Path, model: ModelFolder, trained: UsedRows, name: str, spool: Spool
+) -> Dataset:
+    """Read and tokenize the rows of a further held-out set, all of which are test rows.
+
+    Args:
+        recipe: the run's recipe with the set in the place of its rows.
+        folder: the folder that relative paths start from.
+        model: the model with the task's tokenizer.
+        trained: the rows of the run, for a warning of training rows in the set.
+        name: the name of the set.
+
+    Raises:
+        DataError: see `process_rows`; the recipe's leakage policy is `error`, and the set contains training rows.
+    """
+    remarks: list[str] = []
+
+    def remark(text: str) -> None:
+        remarks.append(text)
+        log(f"{name}: {text}")
+
+    rows, control_tokens, empty = _read_all(recipe, task, folder, model, spool, lambda _: None, remark)
+    used = [replace(row, entry=replace(row.entry, times=1)) for row in rows if row.index is not None]
+    hashes = trained.training_hashes()
+    copies = [row.entry.where for row in used if row.content_hash in hashes]
+    if copies:
+        warning = f"{len(copies):,} of {len(used):,} rows are training rows too, such as {copies[0]}"
+        hint = f"leave them out of training, or out of the set `{name}`"
+        warn_or_raise([warning], hint, recipe, remark, remedy=", so they show nothing about forgetting")
+    splits: dict[str, list[SpooledRow]] = {"train": [], "valid": [], "test": used}
+    facts = {"test": {"rows": len(used), "exact": len(copies)}}
+    return Dataset([row.entry for row in rows], splits, facts, spool, control_tokens, {}, empty, remarks)
+
+
+def _read_all(
+    recipe: Recipe,
+    task: Task,
+    folder: Path,
+    model: ModelFolder | None,
+    spool: Spool,
+    on_row: Callable[[int], None],
+    remark: Callable[[str], None],
+) -> tuple[list[SpooledRow], dict[str, Any], dict[str, int]]:
+    """Return all rows in the spool, the facts about control tokens, and the counts of empty optional columns.
+
+    Raises:
+        DataError: see `process_rows`.
+    """
+    rows: list[SpooledRow] = []
+    for text in matched_files(all_sources(recipe.data), folder=folder):
+        remark(text)
+    counter, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
+    source_rows = _count_empty(read_recipe_rows(recipe, folder), recipe, empty, remark)
+    for encoded in process_in_parallel(recipe, task, model, source_rows):
+        counter.count(encoded.entry, encoded.notes)
+        rows.append(spool.add(encoded))
+        on_row(encoded.entry.row)
+    counter.check(recipe)
+    for column, count in empty.items():
+        remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
+    if warning := control_token_warning(control_tokens := counter.control_tokens(), recipe.data):
+        remark(f"warning: {warning}")
+    return rows, control_tokens, empty
 
 
 def _count_empty(

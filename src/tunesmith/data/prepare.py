@@ -1,15 +1,18 @@
 """The stage `prepare`: write the examples and tokens of each split, a ledger of all rows, and the manifest last."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import new_folder, translate_enospc, write_chunks, write_json
 from tunesmith.core.jsonl import write_jsonl
-from tunesmith.core.progress import Progress
+from tunesmith.core.progress import Progress, log
 from tunesmith.core.rundir import RunDir
-from tunesmith.data.dataset import Dataset, build_dataset
-from tunesmith.data.inputs import inputs
+from tunesmith.data.dataset import Dataset, UsedRows, build_dataset, build_set
+from tunesmith.data.inputs import inputs, set_inputs
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.row_columns import source_columns, splits_with_columns
 from tunesmith.data.sources import resolve_commits
@@ -18,8 +21,9 @@ from tunesmith.data.token_file import write_tokens
 from tunesmith.data.token_view import token_view
 from tunesmith.data.trained_rows import TRAINED_ROWS, write_trained_rows
 from tunesmith.fetch.reference import pinned_base, resolve_base
+from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.held_out import all_sources
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import AlsoBase, Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -54,13 +58,62 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
     with new_folder(run.stage("prepare"), **facts) as folder:
         _write(folder, dataset, tokenizer)
-        for split in splits_with_columns(recipe, run.recipe_folder):
-            numbers = {entry.row for entry in dataset.ledger_entries(split)}
-            columns = source_columns(recipe, run.recipe_folder, numbers)
-            lines = ({"row": number, "columns": values} for number, values in columns)
-            write_jsonl(folder / "columns" / f"{split}.jsonl", lines)
+        _write_columns(folder, dataset, recipe, run)
         write_trained_rows(folder / TRAINED_ROWS, (str(row.entry.id) for row in dataset.used["train"]), base)
+    prepare_sets(recipe, run, dataset)
     return run.manifest("prepare") or {}
+
+
+@contextmanager
+def errors_of_set(name: str) -> Iterator[None]:
+    """Name a further held-out set in the errors of a block, which speak of `data` and of test rows."""
+    try:
+        yield
+    except TunesmithError as error:
+        error.message = f"held-out set `{name}`: {error.message}"
+        raise
+
+
+def prepare_sets(recipe: Recipe, run: RunDir, trained: UsedRows) -> None:
+    """Prepare those further held-out sets that are new or have changed, each in a folder of its own.
+
+    They are no part of the stage `prepare`, so a set can be added after training.
+
+    Args:
+        trained: the rows of the run, for a warning of training rows in a set.
+
+    Raises:
+        DataError: the rows of a set cannot be read or used; a metric of the set rejects a reference.
+        RecipeError: a custom metric fails.
+    """
+    wanted = set_inputs(recipe, run)
+    for entry in recipe.evaluate.also:
+        target = run.further_set(entry.name)
+        if (target.manifest("prepare") or {}).get("inputs") == wanted[entry.name]:
+            continue
+        with errors_of_set(entry.name):
+            _prepare_set(recipe, entry, run, trained, wanted[entry.name])
+
+
+def _prepare_set(recipe: Recipe, entry: AlsoBase, run: RunDir, trained: UsedRows, stage_inputs: dict[str, Any]) -> None:
+    """Write the rows of a set, with the manifest last."""
+    own, base = recipe_of_set(recipe, entry), resolve_base(run, recipe.model.base)
+    target = run.further_set(entry.name)
+    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    task = task_for(own.data, tokenizer)
+    with translate_enospc(target.path):
+        target.path.mkdir(parents=True, exist_ok=True)
+        dataset = build_set(
+            own, task, folder=run.recipe_folder, model=base, trained=trained, name=entry.name,
+            spool=Spool(target.path),
+        )  # fmt: skip
+    rehearse(own, task, dataset, target, is_prepared=False)
+    facts = {"inputs": stage_inputs, **dataset.facts()}
+    facts["commits"] = resolve_commits(own.data.source, folder=run.recipe_folder)
+    with new_folder(target.stage("prepare"), **facts) as folder:
+        _write(folder, dataset, tokenizer)
+        _write_columns(folder, dataset, own, target)
+    log(f"prepared {len(dataset.used['test']):,} rows of the held-out set `{entry.name}`")
 
 
 def _write(folder: Path, dataset: Dataset, tokenizer: TokenizerAdapter) -> None:
@@ -75,3 +128,12 @@ def _write(folder: Path, dataset: Dataset, tokenizer: TokenizerAdapter) -> None:
             tokens = token_view(spool.tokens(index, str(entry.id)), tokenizer)
             samples.append({"split": name, "row": entry.row, "block": entry.block, "id": entry.id, "tokens": tokens})
     write_json(folder / "samples.json", samples)
+
+
+def _write_columns(folder: Path, dataset: Dataset, recipe: Recipe, run: RunDir) -> None:
+    """Write the source columns of those rows that a custom metric sees."""
+    for split in splits_with_columns(recipe, run.recipe_folder):
+        numbers = {entry.row for entry in dataset.ledger_entries(split)}
+        columns = source_columns(recipe, run.recipe_folder, numbers)
+        lines = ({"row": number, "columns": values} for number, values in columns)
+        write_jsonl(folder / "columns" / f"{split}.jsonl", lines)

@@ -79,7 +79,7 @@ def copy_recipe_files(recipe: Recipe, run: RunDir) -> None:
 
 def _files_to_copy(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each file to copy, and its name in `recipe_files`."""
-    metrics = (*recipe.evaluate.metrics, *recipe.train.valid_metrics)
+    metrics = (*recipe.evaluate.all_metrics, *recipe.train.valid_metrics)
     for metric in metrics:
         for file in source_files(metric, folder):
             yield file, file.relative_to(folder).as_posix()

@@ -6,8 +6,9 @@ from math import sqrt
 
 from tunesmith.data.sources import own_splits
 from tunesmith.data.spool import SpooledRow
+from tunesmith.recipe.data_source import Split
 from tunesmith.recipe.held_out import fraction
-from tunesmith.recipe.schema import DataBase, Recipe, Split
+from tunesmith.recipe.schema import DataBase, Recipe
 
 # The tolerated difference: this fraction of the rows, or this many standard deviations of the size of a split of
 # independently assigned rows, whichever is more.

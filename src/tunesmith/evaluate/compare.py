@@ -10,7 +10,7 @@ from tunesmith.scoring.metric import as_lists
 from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
 from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, compared_rows, group_changes
 from tunesmith.scoring.samples import passes_of
-from tunesmith.scoring.verdict import reasons_of
+from tunesmith.scoring.verdict import failed_text, reasons_of, rows_needed_text
 
 Answer = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def compare_models(
         grouping = group_changes(
             primary.metric, base, tuned, groups, by=recipe.data.split.by, lower_is_better=lower_wins
         )
-    reasons = (*reasons_of(primary), *(_reason(guard) for guard in guards if not guard.passed))
+    reasons = (*reasons_of(primary), *(guard_reason(guard) for guard in guards if not guard.passed))
     if settings.samples > 1:
         means = f"the score of a row is the mean of its {settings.samples} samples (mean@{settings.samples})"
         reasons += (f"{means}; the interval over rows covers the noise of sampling",)
@@ -81,6 +81,13 @@ def _passes(metric: str, base: Scores, tuned: Scores) -> list[str]:
     return passes_of(metric, *(side[row] for row in rows for side in (base, tuned)))
 
 
-def _reason(guard: Guard) -> str:
+def guard_reason(guard: Guard) -> str:
+    """Return why a guard did not pass: too many failed rows, or the drop that its interval allows.
+
+    For a further held-out set it adds the rows that would settle it, if the drop is neither shown nor excluded.
+    """
     change = guard.comparison
-    return f"guard: {change.metric} may be worse by {-change.low:.4f}, which is more than max_drop {guard.max_drop:g}"
+    if guard.set is not None and change.too_many_failed:
+        return f"guard: {guard.name}: {failed_text(change)}"
+    text = f"guard: {guard.name} may be worse by {-change.low:.4f}, which is more than max_drop {guard.max_drop:g}"
+    return f"{text}; {rows_needed_text(change)}" if guard.set is not None and change.groups_needed else text

@@ -11,6 +11,7 @@ from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, corpus_scores
+from tunesmith.evaluate.further_sets import further_rows, judge_sets, read_sets
 from tunesmith.evaluate.incumbent import ask_incumbent, find_incumbent, judge_incumbent
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.model_outputs import response_stats
@@ -38,9 +39,13 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     task = task_for(recipe.data, tokenizer)
     scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
     examples, indices = read_selected_rows(run, "test", recipe.evaluate.rows, recipe.seed)
-    test = TestRows.of(recipe, examples, indices, task, tokenizer)
+    test = TestRows.of(recipe, run, examples, indices, task, tokenizer)
+    sets = read_sets(recipe, run, tokenizer)
     # Run all models before scoring, because only rank 0 scores, and the other ranks would wait for it.
-    outputs = {name: run_model(name, model, recipe, run, test, run.evaluation(name)) for name, model in models.items()}
+    asked_models = {
+        name: run_model(name, model, test, run.evaluation(name), further_rows(sets, run, name))
+        for name, model in models.items()
+    }
     incumbent = group.run_on_rank0(partial(find_incumbent, recipe, models["tuned"]))
     asked = None
     if incumbent is not None:
@@ -51,6 +56,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             incumbent = None
     if not group.is_rank0:
         return {}
+    outputs = {name: asked_model[0] for name, asked_model in asked_models.items()}
     scores = {name: write_scores(run.evaluation(name), examples, output, scorer) for name, output in outputs.items()}
     groups = [example.group for example in examples]
     verdict = compare_models(
@@ -63,6 +69,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     digests = {"questions": test.prompts.digest, **{name: model.digest() for name, model in models.items()}}
     corpus = corpus_scores(scorer.names, *(answers for answers, _ in outputs.values()))
     verdict = replace(verdict, reasons=reasons, corpus=corpus, health=stats, digests=digests, conditions=conditions)
+    verdict = judge_sets(verdict, sets, run, {name: further for name, (_, *further) in asked_models.items()})
     write_json(run.verdict, verdict.to_json())
     seconds, outcome = round(time.monotonic() - began, 3), verdict.primary.verdict
     manifest = seal_folder(

@@ -4,6 +4,7 @@ from typing import Any
 
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.inputs import set_inputs
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.schema import Recipe
 
@@ -15,5 +16,6 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "min_gain": recipe.min_gain,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
         "train": digest_of((run.manifest("train") or {}).get("files")),
-        **scoring_inputs(recipe.evaluate.metrics, recipe, run),
+        **({"also": digest_of(sets)} if (sets := set_inputs(recipe, run)) else {}),
+        **scoring_inputs(recipe.evaluate.all_metrics, recipe, run),
     }

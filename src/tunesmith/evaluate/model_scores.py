@@ -42,15 +42,19 @@ Outputs = tuple[list[dict[str, Any]], list[dict[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class TestRows:
-    """The test rows and how a model is asked about them.
+    """The test rows, or those of a further held-out set, and how a model is asked about them.
 
     Attributes:
+        recipe: the recipe of the run, or of the set.
+        tokens: the token file of the split.
         examples: the rows.
-        indices: their indices in the token file of the split.
+        indices: their indices in the token file.
         task: the task with the model's template and tokenizer.
         prompts: the prompts of all rows, or of the first few if no metric scores answers.
     """
 
+    recipe: Recipe
+    tokens: Path
     examples: tuple[Example, ...]
     indices: tuple[int, ...]
     task: Task
@@ -61,15 +65,21 @@ class TestRows:
     def of(
         cls,
         recipe: Recipe,
+        run: RunDir,
         examples: Sequence[Example],
         indices: Sequence[int],
         task: Task,
         tokenizer: TokenizerAdapter,
+        *,
+        unscored: int = UNSCORED_ANSWERS,
     ) -> "TestRows":
-        """Make the prompts of some rows."""
-        asked = examples if answer_metrics(recipe.evaluate.metrics) else examples[:UNSCORED_ANSWERS]
+        """Make the prompts of some rows of a run or set; if no metric scores answers, those of the first `unscored`."""
+        asked = examples if answer_metrics(recipe.evaluate.metrics) else examples[:unscored]
         prompts = build_prompts(asked, recipe, task, tokenizer, samples=recipe.evaluate.samples)
-        return cls(tuple(examples), tuple(indices), task, tokenizer, prompts)
+        return cls(recipe, run.tokens("test"), tuple(examples), tuple(indices), task, tokenizer, prompts)
+
+
+FurtherRows = Sequence[tuple[TestRows, Path]]
 
 
 def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
@@ -82,14 +92,16 @@ def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def run_model(name: str, model: ModelFolder, recipe: Recipe, run: RunDir, test: TestRows, folder: Path) -> Outputs:
+def run_model(name: str, model: ModelFolder, test: TestRows, folder: Path, further: FurtherRows = ()) -> list[Outputs]:
     """Return a model's answers to the prompts, and the likelihoods of test rows: empty if no metric needs them.
 
     Args:
         name: the role of the model: `base`, `tuned` or `incumbent`.
         folder: the folder for its answers.
+        further: the rows of further held-out sets, each with the folder for its answers. Their outputs follow.
     """
     interrupt.check()
+    recipe = test.recipe
     compute, group = compute_config(recipe), current_group()
     sharding = _choose_sharding(recipe, model, compute, group)
     as_trained: dict[str, Any] = {}
@@ -100,21 +112,28 @@ def run_model(name: str, model: ModelFolder, recipe: Recipe, run: RunDir, test: 
         loaded.requires_grad_(False)
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
     if name == "base":  # scores of a model that sees later tokens would be meaningless
-        require_causal_attention(loaded, TokenDataset(run.tokens("test")), test.tokenizer.pad_id, compute)
+        require_causal_attention(loaded, TokenDataset(test.tokens), test.tokenizer.pad_id, compute)
+    outputs = [_ask(name, model, loaded, rows, rows_folder) for rows, rows_folder in ((test, folder), *further)]
+    del loaded
+    free_memory()
+    return outputs
+
+
+def _ask(name: str, model: ModelFolder, loaded: Any, test: TestRows, folder: Path) -> Outputs:
+    """Return the answers and the likelihoods of a loaded model."""
+    recipe, compute = test.recipe, compute_config(test.recipe)
     if answer_metrics(recipe.evaluate.metrics) and (warning := check_positions(test.prompts, max_positions(loaded))):
         log(f"warning: {warning}")
     key = digest_of([test.prompts.digest, model.digest(), evaluation_conditions(recipe)])
-
-    answers, speed = generate_answers(name, loaded, test.prompts, test.task, folder, key=key)
-    if speed and not group.is_distributed:
-        save_generation_speed(model.root.digest(), recipe.tuning.method, speed)
+    answers: list[dict[str, Any]] = []
+    if test.prompts.examples:
+        answers, speed = generate_answers(name, loaded, test.prompts, test.task, folder, key=key)
+        if speed and not current_group().is_distributed:
+            save_generation_speed(model.root.digest(), recipe.tuning.method, speed)
     likelihoods: list[dict[str, float]] = [{} for _ in test.examples]
     if likelihood_metrics(recipe.evaluate.metrics):
-        likelihoods = score_likelihoods(
-            loaded, TokenDataset(run.tokens("test")), test.indices, compute, test.tokenizer.pad_id
-        )
-    del loaded
-    free_memory()
+        tokens = TokenDataset(test.tokens)
+        likelihoods = score_likelihoods(loaded, tokens, test.indices, compute, test.tokenizer.pad_id)
     return answers, likelihoods
 
 

@@ -78,8 +78,8 @@ def ask_other_model(name: str, model: ModelFolder, recipe: Recipe, run: RunDir, 
             replace(example, turns=_turns(own_task, options.renamed(values), task.reference(example.turns), example))
             for example, values in zip(examples, _row_values(recipe, run, task, examples), strict=True)
         ]
-    test = TestRows.of(recipe, examples, indices, own_task, tokenizer)
-    outputs = run_model(name, model, recipe, run, test, folder)
+    test = TestRows.of(recipe, run, examples, indices, own_task, tokenizer)
+    [outputs] = run_model(name, model, test, folder)
     return OtherOutputs(recipe, outputs, {"questions": test.prompts.digest, "base": model.digest()})
 
 

@@ -13,13 +13,15 @@ from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.data.dataset import PreparedRows, UsedRows
 from tunesmith.data.fit import check_max_positions, check_packing_supported
 from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
+from tunesmith.data.prepare import errors_of_set, prepare_sets
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable
 from tunesmith.inference.prompts import rows_to_answer, select_rows
+from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.launch import SlurmLaunch
-from tunesmith.recipe.schema import DataBase, Recipe
+from tunesmith.recipe.schema import AlsoBase, DataBase, Recipe
 from tunesmith.recipe.tuning import FullTuning, LoraBase, Quantization
 from tunesmith.recipe.validation import find_remarks
 from tunesmith.tasks.chatml import load_tokenizer
@@ -119,12 +121,14 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
 
 
 def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    """Yield the warnings of `check_prompts` about the rows that `prepare` wrote.
+    """Yield the warnings of `check_prompts` about the rows that `prepare` wrote, and those of further held-out sets.
 
-    Called before training instead of in it, because training must not read the test rows.
+    A set that was added since `prepare` is prepared. Called before training instead of in it, because training must
+    not read the test rows.
 
     Raises:
         RecipeError: as `check_prompts`.
+        DataError: as `prepare_sets`.
     """
     base = resolve_base(run, recipe.model.base)
     tokenizer = load_tokenizer(base, recipe.model.chat_markup)
@@ -132,6 +136,24 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
     with suppress(RecipeError):  # an architecture with an unknown limit
         positions = shapes_of(base.root.path).positions
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
+    prepare_sets(recipe, run, PreparedRows(run))
+    for entry in recipe.evaluate.also:
+        yield from check_set(recipe, entry, positions, tokenizer, PreparedRows(run.further_set(entry.name)))
+
+
+def check_set(
+    recipe: Recipe, entry: AlsoBase, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows
+) -> Iterator[str]:
+    """Yield warnings about the rows of a further held-out set that the model will answer.
+
+    Raises:
+        RecipeError: as `check_prompts`, or a row is longer than the model's positions.
+    """
+    with errors_of_set(entry.name):
+        check_max_positions(positions, rows.tokens("test").max_length)
+        yield from (
+            f"{entry.name}: {text}" for text in check_prompts(recipe_of_set(recipe, entry), positions, tokenizer, rows)
+        )
 
 
 def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> Iterator[str]:

@@ -97,7 +97,7 @@ def check_prerequisites(recipe: Recipe, run: RunDir, until: str | None = None) -
     check_writable(run.path, hint="name a folder that you may write to with --out")
     check_installed(recipe.trackers, recipe.promote.mirror if recipe.promote else None)
     if changed_inputs(EVALUATE, recipe, run) != []:
-        custom_metrics((*recipe.evaluate.metrics, *recipe.train.valid_metrics), run.recipe_folder)
+        custom_metrics((*recipe.evaluate.all_metrics, *recipe.train.valid_metrics), run.recipe_folder)
 
 
 def finished_stages(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:

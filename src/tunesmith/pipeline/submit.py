@@ -66,6 +66,9 @@ def fetch_inputs(recipe: Recipe, run: RunDir) -> None:
     resolve_base(run, recipe.model.base)
     if run.manifest(PREPARE.name) is None:
         cache_datasets(all_sources(recipe.data), folder=run.recipe_folder)
+    for entry in recipe.evaluate.also:
+        if run.further_set(entry.name).manifest(PREPARE.name) is None:
+            cache_datasets(entry.source, folder=run.recipe_folder)
 
 
 def batch_scripts(recipe: Recipe, run: RunDir, stages: Sequence[Stage]) -> list[tuple[Job, str]]:

@@ -21,6 +21,7 @@ from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stage_state import stage_states, wanted_stages
 from tunesmith.plan import text
 from tunesmith.plan.advice import advice
+from tunesmith.plan.further_sets import SetPlan, SetPlans, plan_sets
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate, EstimateInputs, estimate_cluster, estimate_scaling
 from tunesmith.plan.workload import Workload, estimate_workload
@@ -46,6 +47,7 @@ class RunPlan:
         steps: its optimizer steps.
         select_best_by: the metric that selects the best checkpoint.
         workload: its validations and its evaluation.
+        also: its further held-out sets.
         cluster: the memory and the throughput of its processes.
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
         disk: the disk space that it needs.
@@ -64,6 +66,7 @@ class RunPlan:
     steps: StepPlan
     select_best_by: str
     workload: Workload
+    also: list[SetPlan]
     cluster: ClusterEstimate
     scaling: list[dict[str, Any]]
     disk: DiskEstimate
@@ -126,6 +129,7 @@ class RunPlan:
             f"model    {text.model_text(self.base, self.method, self.launch, self.cluster)}",
             f"rows     {text.rows_text(self.rows)}",
             *(f"source   {source}" for source in text.source_texts(self.rows)),
+            *(f"also     {text.set_text(entry)}" for entry in self.also),
             f"lengths  {text.lengths_text(self.rows)}",
             f"copies   {text.copies_text(self.rows)}",
             f"steps    {text.steps_text(self.steps, self.workload, self.select_best_by)}",
@@ -168,12 +172,14 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     inputs = EstimateInputs(shapes, train_rows, detect_hardware(), speed, len(tokenizer.new_ids))
     notes = rehearse(loaded, task, rows, run, is_prepared=is_prepared, seconds=_REHEARSAL_SECONDS)
     later = "evaluation reads the others" if is_prepared else "`prepare` reads all of them before training"
+    sets = plan_sets(loaded, run, base, shapes.positions, tokenizer, rows, seconds=_REHEARSAL_SECONDS)
     warnings = (
         *recipe_warnings(loaded, base, shapes, tokenizer),
         *check_prompts(loaded, shapes.positions, tokenizer, rows),
         *(f"{note}; {later}" for note in notes),
+        *sets.warnings,
     )
-    return _estimate(loaded, run, base, rows, inputs, stages, warnings)
+    return _estimate(loaded, run, base, rows, sets, inputs, stages, warnings)
 
 
 def _prepared_rows(run: RunDir) -> PreparedRows:
@@ -189,6 +195,7 @@ def _estimate(
     run: RunDir,
     base: ModelFolder,
     rows: UsedRows,
+    sets: SetPlans,
     inputs: EstimateInputs,
     stages: dict[str, str],
     warnings: tuple[str, ...],
@@ -210,7 +217,7 @@ def _estimate(
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
-        workload=estimate_workload(recipe, rows, steps, cluster, speed), cluster=cluster,
+        workload=estimate_workload(recipe, rows, sets.rows, steps, cluster, speed), also=sets.plans, cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
         warnings=(*warnings, *advice(recipe, steps, counts.counts, shapes.parameters)),

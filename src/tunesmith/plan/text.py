@@ -5,6 +5,7 @@ from typing import Any
 from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import SPLITS
 from tunesmith.estimate.disk import DiskEstimate
+from tunesmith.plan.further_sets import SetPlan
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.plan.workload import Workload
@@ -47,6 +48,14 @@ def source_texts(rows: RowCounts) -> list[str]:
     if len(rows.sources) < 2:
         return []
     return [f"{name}: {_split_counts(counts)}" for name, counts in rows.sources.items()]
+
+
+def set_text(entry: SetPlan) -> str:
+    """Return the rows of a further held-out set, and the drop that is allowed on it."""
+    rows = f"{entry.rows:,} of {entry.all_rows:,} rows" if entry.rows < entry.all_rows else f"{entry.rows:,} rows"
+    return (
+        f"{entry.name}: {rows}, up to {entry.longest:,} tokens; {entry.metric} may drop by less than {entry.max_drop:g}"
+    )
 
 
 def lengths_text(rows: RowCounts) -> str:

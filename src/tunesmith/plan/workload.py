@@ -1,7 +1,9 @@
 """Estimate the tokens and the time of a run's validations and of its evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 from tunesmith.data.dataset import UsedRows
 from tunesmith.data.sampler import select_validation_rows
@@ -51,23 +53,31 @@ class Workload:
 
 
 def estimate_workload(
-    recipe: Recipe, rows: UsedRows, steps: StepPlan, cluster: ClusterEstimate, speed: Speed | None
+    recipe: Recipe,
+    rows: UsedRows,
+    sets: Sequence[tuple[Recipe, UsedRows]],
+    steps: StepPlan,
+    cluster: ClusterEstimate,
+    speed: Speed | None,
 ) -> Workload:
-    """Estimate the validations and the evaluation of a recipe, at the speeds measured on this machine."""
-    train, evaluate = recipe.train, recipe.evaluate
+    """Estimate the validations and the evaluation of a recipe, at the speeds measured on this machine.
+
+    Args:
+        sets: the rows of further held-out sets, and the set as a recipe.
+    """
+    train = recipe.train
     valid_ids = [str(entry.id) for entry in rows.ledger_entries("valid")]
     lengths = [entry.tokens for entry in rows.ledger_entries("valid")]
-    test_lengths = {str(entry.id): entry.tokens for entry in rows.ledger_entries("test")}
     tokens = sum(entry.tokens for entry in rows.ledger_entries("train")) * steps.epochs
     valid = select_validation_rows(recipe, valid_ids, lengths, validations=steps.validations, training_tokens=tokens)
     valid_tokens = sum(lengths[place] for place in valid)
-    chosen = choose_by_hash(test_lengths, evaluate.rows, recipe.seed)
-    test_rows = len(chosen) if answer_metrics(evaluate.metrics) else min(UNSCORED_ANSWERS, len(chosen))
     answered_valid_rows = min(len(set(valid_ids)), train.valid_rows) if train.valid_metrics else 0
-    answers = 2 * test_rows * evaluate.samples + steps.validations * answered_valid_rows
-    limit = evaluate.max_new_tokens
-    expected = mean(min(limit, entry.trained) for entry in rows.ledger_entries("test"))
-    read_tokens = 2 * sum(test_lengths[row_id] for row_id in chosen) if likelihood_metrics(evaluate.metrics) else 0
+    own = _evaluation(recipe, rows, unscored=UNSCORED_ANSWERS)
+    further = [_evaluation(set_recipe, set_rows, unscored=0) for set_recipe, set_rows in sets]
+    valid_answers = steps.validations * answered_valid_rows
+    expected = valid_answers * own.expected + sum(2 * part.answers * part.expected for part in (own, *further))
+    at_most = valid_answers * own.limit + sum(2 * part.answers * part.limit for part in (own, *further))
+    read_tokens = sum(2 * part.read_tokens for part in (own, *further))
     validation = generation = None
     if speed is not None and cluster.total_tokens_per_second is not None:
         reading = speed.reading * cluster.processes if speed.reading else cluster.total_tokens_per_second[0]
@@ -75,10 +85,31 @@ def estimate_workload(
         if speed.writing:
             writing = speed.writing * cluster.processes
             reading_seconds = read_tokens / reading
-            generation = answers * expected / writing + reading_seconds, answers * limit / writing + reading_seconds
+            generation = expected / writing + reading_seconds, at_most / writing + reading_seconds
     return Workload(
         validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(valid_ids),
-        valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=test_rows,
-        read_tokens=read_tokens, generated_tokens=(round(answers * expected), answers * limit),
+        valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=own.rows,
+        read_tokens=read_tokens, generated_tokens=(round(expected), at_most),
         validation_seconds=validation, is_measured=bool(speed and speed.reading), generation_seconds=generation,
     )  # fmt: skip
+
+
+class _Evaluation(NamedTuple):
+    """What one model does: answered rows, answers, tokens of each (as the reference, and at most), tokens read."""
+
+    rows: int
+    answers: int
+    expected: float
+    limit: int
+    read_tokens: int
+
+
+def _evaluation(recipe: Recipe, rows: UsedRows, *, unscored: int) -> _Evaluation:
+    """Return what one model writes and reads; without metrics of answers it writes `unscored`."""
+    settings, entries = recipe.evaluate, rows.ledger_entries("test")
+    lengths = {str(entry.id): entry.tokens for entry in entries}
+    chosen = choose_by_hash(lengths, settings.rows, recipe.seed)
+    answers = len(chosen) if answer_metrics(settings.metrics) else min(unscored, len(chosen))
+    expected = mean(min(settings.max_new_tokens, entry.trained) for entry in entries)
+    read = sum(lengths[row_id] for row_id in chosen) if likelihood_metrics(settings.metrics) else 0
+    return _Evaluation(answers, answers * settings.samples, expected, settings.max_new_tokens, read)

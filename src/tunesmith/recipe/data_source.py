@@ -1,4 +1,4 @@
-"""The sections `data.source`, `data.valid`, `data.test` and `data.filters`: sources of rows, and rules for rows."""
+"""The sections `data.source`, `data.valid`, `data.test`, `data.filters` and `data.split`: sources and rules of rows."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -138,4 +138,26 @@ class Filter(Section):
             smallest, largest = getattr(self, low), getattr(self, high)
             if smallest is not None and largest is not None and smallest > largest:
                 raise setting_error("contradiction", f"`{low}` is above `{high}`, so no row could pass")
+        return self
+
+
+class Split(Section):
+    """How rows are divided. A hash selects the split of each row, so adding rows never moves the others."""
+
+    valid: Fraction = Field(0.05, description="Fraction of the rows for validation during training.")
+    test: Fraction = Field(0.10, description="Fraction of the rows for the verdict; never used in training.")
+    by: str | None = Field(
+        None,
+        description="Column, or path into one, that groups rows, such as a conversation or a database. Rows of a group "
+        "stay in one split and count as one unit in the verdict. With `column`, the groups are used in the verdict "
+        "only.",
+    )
+    column: str | None = Field(None, description="Column that holds the split of each row: `train`, `valid` or `test`.")
+
+    @model_validator(mode="after")
+    def _check_fractions(self) -> Self:
+        if self.column is not None and self.changed("valid", "test"):
+            raise setting_error("no-effect", "`column` decides the split, so `valid` and `test` would have no effect")
+        if self.valid + self.test >= 1:
+            raise setting_error("contradiction", "`valid` and `test` leave no rows to train on")
         return self

@@ -330,8 +330,8 @@ def _key_hint(path: KeyPath, known: Sequence[str]) -> str:
     return did_you_mean(str(path[-1]), known, cutoff=0.5)
 
 
-_LIKE_SOURCE = ("data.valid.", "data.test.")
-"""Sections with the keys of `data.source`, which is suggested instead."""
+_LIKE_SOURCE = ("data.valid.", "data.test.", "evaluate.also.")
+"""Sections with the keys of `data` and `data.source`, which are suggested instead."""
 
 
 @cache

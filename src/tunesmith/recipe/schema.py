@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
-from tunesmith.recipe.data_source import Filter, HeldOut, Sources
+from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.training import Train
@@ -39,28 +39,6 @@ class Model(Section):
     chat_markup: Literal["chatml"] | None = Field(
         None, description="`chatml` gives a model without a chat template that of ChatML, and trains its two tokens."
     )
-
-
-class Split(Section):
-    """How rows are divided. A hash selects the split of each row, so adding rows never moves the others."""
-
-    valid: Fraction = Field(0.05, description="Fraction of the rows for validation during training.")
-    test: Fraction = Field(0.10, description="Fraction of the rows for the verdict; never used in training.")
-    by: str | None = Field(
-        None,
-        description="Column, or path into one, that groups rows, such as a conversation or a database. Rows of a group "
-        "stay in one split and count as one unit in the verdict. With `column`, the groups are used in the verdict "
-        "only.",
-    )
-    column: str | None = Field(None, description="Column that holds the split of each row: `train`, `valid` or `test`.")
-
-    @model_validator(mode="after")
-    def _check_fractions(self) -> Self:
-        if self.column is not None and self.changed("valid", "test"):
-            raise setting_error("no-effect", "`column` decides the split, so `valid` and `test` would have no effect")
-        if self.valid + self.test >= 1:
-            raise setting_error("contradiction", "`valid` and `test` leave no rows to train on")
-        return self
 
 
 class DataBase(Section):
@@ -219,6 +197,49 @@ class ChatData(AnswerData):
 Data = Annotated[TextData | CompletionData | ChatData | Seq2SeqData, Field(discriminator="task")]
 
 
+class AlsoBase(DataBase):
+    """A further held-out set, on which the tuned model must not get worse.
+
+    Its rows are described as in `data`, and all of them are test rows.
+    """
+
+    name: Name = Field(description="Name of the set in the verdict and in the report.")
+    metrics: tuple[str, ...] = Field(min_length=1, description="Metrics to measure, as in `evaluate.metrics`.")
+    primary: str | None = Field(None, description="The metric that must not drop; default the first of `metrics`.")
+    rows: int = Field(200, ge=1, description="Number of rows, chosen by hash.")
+    max_new_tokens: int = Field(128, ge=1, description="Maximum number of tokens in an answer.")
+    max_drop: float = Field(
+        gt=0, description="In the unit of `primary`: the interval of its change must be above -max_drop."
+    )
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        unused = self.changed("valid", "test", "train_rows", "duplicates", "leakage", "near_duplicate_threshold")
+        unused += [f"split.{key}" for key in self.split.changed("valid", "test", "column")]
+        if unused:
+            raise setting_error("no-effect", f"`{unused[0]}` has no effect, because all rows of the set are test rows")
+        return self
+
+
+class AlsoText(AlsoBase, TextData):
+    """A held-out set of documents."""
+
+
+class AlsoCompletion(AlsoBase, CompletionData):
+    """A held-out set of prompts and answers without a chat template."""
+
+
+class AlsoSeq2Seq(AlsoBase, Seq2SeqData):
+    """A held-out set of sources and targets."""
+
+
+class AlsoChat(AlsoBase, ChatData):
+    """A held-out set of conversations."""
+
+
+Also = Annotated[AlsoText | AlsoCompletion | AlsoChat | AlsoSeq2Seq, Field(discriminator="task")]
+
+
 class Guard(Section):
     """A metric that must not get worse."""
 
@@ -285,9 +306,23 @@ class Evaluate(Section):
     stop: tuple[str, ...] = Field((), description="Texts before which an answer ends, in validation as well.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
+    also: tuple[Also, ...] = Field((), description="Further held-out sets on which the model must not get worse.")
     database: str | None = Field(
         None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."
     )
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """The metrics of the test rows and of the further held-out sets."""
+        return (*self.metrics, *(metric for entry in self.also for metric in entry.metrics))
+
+    @field_validator("also")
+    @classmethod
+    def _check_names(cls, value: tuple[Also, ...]) -> tuple[Also, ...]:
+        names = [entry.name for entry in value]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise setting_error("wrong-value", f"two sets have the name `{repeated}`")
+        return value
 
 
 class Promote(Section):

@@ -1,9 +1,10 @@
 """Checks between keys of a recipe: a combination in which a setting would have no effect is an error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.recipe.also import guarded_metric
 from tunesmith.recipe.base import message_and_code
 from tunesmith.recipe.held_out import fraction, has_rows, own_source
 from tunesmith.recipe.launch import world_size_of
@@ -36,20 +37,14 @@ def find_contradictions(recipe: Recipe) -> list[Mistake]:
 
 def _metric_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     evaluate = recipe.evaluate
-    try:
-        generated = expand_metrics([name for name in evaluate.metrics if name not in LIKELIHOOD_METRICS])
-    except RecipeError as error:
-        yield Mistake(("evaluate", "metrics"), *message_and_code(error))
-        return
-    metrics = (*generated, *(name for name in evaluate.metrics if name in LIKELIHOOD_METRICS))
-    uses = [(("evaluate", "primary"), evaluate.primary)]
-    uses += [(("evaluate", "guards"), guard.metric) for guard in evaluate.guards]
-    for path, metric in uses:
-        if metric not in metrics:
-            yield Mistake(path, f"`{metric}` is not in evaluate.metrics ({', '.join(metrics)})", "not-measured")
-    if "execution" in metrics and evaluate.database is None:
-        yield Mistake(("evaluate", "metrics"), "`execution` needs evaluate.database", "missing-key")
-    if "execution" not in (*metrics, *recipe.train.valid_metrics) and evaluate.database is not None:
+    uses = [("primary", evaluate.primary), *(("guards", guard.metric) for guard in evaluate.guards)]
+    yield from _measured_contradictions(recipe, ("evaluate",), evaluate.metrics, uses)
+    for index, entry in enumerate(evaluate.also):
+        path = ("evaluate", "also", index)
+        yield from _measured_contradictions(recipe, path, entry.metrics, [("primary", guarded_metric(entry))])
+        if entry.changed("max_new_tokens") and set(entry.metrics) <= set(LIKELIHOOD_METRICS):
+            yield Mistake((*path, "max_new_tokens"), "has no effect, because no metric of the set needs answers")
+    if "execution" not in (*evaluate.all_metrics, *recipe.train.valid_metrics) and evaluate.database is not None:
         yield Mistake(("evaluate", "database"), "has no effect without the metric `execution`")
 
 
@@ -67,10 +62,38 @@ def _decoding_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         yield Mistake(("evaluate", "stop"), "an empty text would end every answer at once", "wrong-value")
 
 
+def _measured_contradictions(
+    recipe: Recipe, path: KeyPath, metrics: Sequence[str], uses: Iterable[tuple[str, str]]
+) -> Iterator[Mistake]:
+    """Yield unknown metrics, and keys that use a metric that is not measured.
+
+    Args:
+        path: the key of the section with the metrics.
+        uses: pairs of the key in the section and the metric that it uses.
+    """
+    try:
+        generated = expand_metrics([name for name in metrics if name not in LIKELIHOOD_METRICS])
+    except RecipeError as error:
+        yield Mistake((*path, "metrics"), *message_and_code(error))
+        return
+    measured = (*generated, *(name for name in metrics if name in LIKELIHOOD_METRICS))
+    section = ".".join(str(part) for part in path if isinstance(part, str))
+    for key, metric in uses:
+        if metric not in measured:
+            message = f"`{metric}` is not in {section}.metrics ({', '.join(measured)})"
+            yield Mistake((*path, key), message, "not-measured")
+    if "execution" in measured and recipe.evaluate.database is None:
+        yield Mistake((*path, "metrics"), "`execution` needs evaluate.database", "missing-key")
+
+
 def _threshold_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     """Yield thresholds that no change of a metric can exceed: a share changes by at most 1."""
     evaluate, promote = recipe.evaluate, recipe.promote
-    limits = [(("evaluate", "guards"), "max_drop", guard.metric, guard.max_drop) for guard in evaluate.guards]
+    limits: list[tuple[KeyPath, str, str, float]] = [
+        (("evaluate", "guards"), "max_drop", guard.metric, guard.max_drop) for guard in evaluate.guards
+    ]
+    for index, entry in enumerate(evaluate.also):
+        limits.append((("evaluate", "also", index, "max_drop"), "max_drop", guarded_metric(entry), entry.max_drop))
     if promote is not None:
         limits.append((("promote", "min_gain"), "min_gain", evaluate.primary, promote.min_gain))
     for path, name, metric, limit in limits:
@@ -160,9 +183,11 @@ def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     if not isinstance(only, tuple) and only.loss_weight != 1:
         message = "`loss_weight` has no effect on one source, because the loss is divided by the sum of the weights"
         yield Mistake(("data", "source"), message)
-    if data.too_long == "split" and data.task != "text":
-        message = "`split` needs `task: text`: with a prompt and an answer, later blocks would lack the prompt"
-        yield Mistake(("data", "too_long"), message, "contradiction")
+    sets = [(("evaluate", "also", index), entry) for index, entry in enumerate(recipe.evaluate.also)]
+    for section, rows in ((("data",), data), *sets):
+        if rows.too_long == "split" and rows.task != "text":
+            message = "`split` needs `task: text`: with a prompt and an answer, later blocks would lack the prompt"
+            yield Mistake((*section, "too_long"), message, "contradiction")
     uses_markup = data.task == "chat" or (data.task == "text" and data.control_tokens)
     if recipe.model.chat_markup is not None and not uses_markup:
         yield Mistake(("model", "chat_markup"), "has no effect without `task: chat` or `control_tokens: true`")

@@ -47,7 +47,9 @@ def _not_better(primary: Comparison) -> str:
 
 
 def _guard_broken(guard: Guard) -> str:
-    return f"guard broken: {_measurement_text(guard.comparison)}, which may be worse by at most {guard.max_drop:.4g}"
+    change = _measurement_text(guard.comparison)
+    where = "" if guard.set is None else f" on the held-out set {guard.set}"
+    return f"guard broken{where}: {change}, which may be worse by at most {guard.max_drop:.4g}"
 
 
 def _measurement_text(comparison: Comparison) -> str:

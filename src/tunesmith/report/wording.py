@@ -180,7 +180,8 @@ def guard_sentence(guard: Guard) -> str:
     """Return the change of a guard's metric and the drop that the guard allows."""
     change, unit = guard.comparison, unit_of(guard.comparison)
     interval, allowed = unit.interval(change.low, change.high), unit.points(guard.max_drop).lstrip("+")
-    gain = f"{metric_label(change.metric)} changed by {unit.points(change.gain)} ({interval})"
+    where = "" if guard.set is None else f" on the {count(change.rows)} rows of {guard.set}"
+    gain = f"{metric_label(change.metric)}{where} changed by {unit.points(change.gain)} ({interval})"
     return f"{gain}; the guard allows a drop of {allowed}"
 
 

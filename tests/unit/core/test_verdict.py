@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
-from tests.support.verdicts import comparison, verdict
+from tests.support.verdicts import comparison, verdict, with_set
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import write_json
@@ -16,7 +16,7 @@ from tunesmith.core.verdict import CorpusScores, GroupChange, Grouping
 from tunesmith.core.verdict_reader import parse_verdict, read_verdict
 
 GROUPING = Grouping("pattern", 40, 200, 30, 4, (GroupChange("sum", 5, 0.6, 0.2, -0.4),))
-WHOLE = verdict(
+WITHOUT_SET = verdict(
     comparison(groups=40, min_gain=0.01, by_row=(0.03, 0.07), failed=3),
     comparison("exact_match", base=0.5, tuned=0.5, gain=0.0, low=-0.005, high=0.005, rows=201),
     comparison("perplexity", base=9.0, tuned=7.0, gain=2.0, low=1.0, high=3.0, rows=203, higher_is_better=False),
@@ -26,7 +26,9 @@ WHOLE = verdict(
     health={"base": {"rows": 203, "failed": 3}, "tuned": {"rows": 203, "failed": 0}},
     digests={"questions": "aa", "base": "bb", "tuned": "cc"},
     conditions={"precision": "fp32", "quantization": None},
-).to_json()
+)
+ACCURACY = comparison("token_accuracy", gain=0.0, low=-0.01, high=0.01, tuned=0.4, rows=98, failed=2)
+WHOLE = with_set(WITHOUT_SET, "general", ACCURACY, 0.02, comparison("perplexity", rows=100)).to_json()
 NUMBERS = ("base", "tuned", "gain", "low", "high", "confidence", "rows")
 
 
@@ -77,7 +79,16 @@ def test_verdict_survives_json(tmp_path: Path) -> None:
     assert found.primary is found.metrics["rougeL"]
     assert [one.failed for one in found.metrics.values()] == [3, 2, 0]
     assert found.grouping == GROUPING
-    assert [guard.passed for guard in found.guards] == [True, True]
+    assert [guard.passed for guard in found.guards] == [True, True, True]
+    assert [guard.name for guard in found.guards] == ["exact_match", "perplexity", "token_accuracy on general"]
+    assert [one.failed for one in found.also["general"].metrics.values()] == [2, 0]
+
+
+def test_verdict_without_further_sets_has_the_keys_of_earlier_versions() -> None:
+    stored = WITHOUT_SET.to_json()
+    assert "also" not in stored
+    assert all("set" not in guard for guard in stored["guards"])
+    assert parse_verdict(stored).to_json() == stored
 
 
 def test_corpus_scores_are_stored_if_there_are_any() -> None:
@@ -125,6 +136,14 @@ DAMAGED = {
     "guard with another gain": changed("guards.0.gain", 0.004),
     "guard without a limit": changed("guards.0.max_drop", ...),
     "guard is a word": changed("guards.0", "passed"),
+    "guard of an unknown set": changed("guards.2.set", "other"),
+    "guard of a set that did not pass": changed("guards.2.passed", False),
+    "guard of a set on another metric": changed("guards.2.metric", "exact_match"),
+    "set without its guard": changed("guards", WHOLE["guards"][:2]),
+    "set on more rows than it has": changed("also.general.rows", 97),
+    "set without its metric": changed("also.general.metrics.token_accuracy", ...),
+    "set whose gain is outside its interval": changed("also.general.metrics.perplexity.gain", 0.09),
+    "set that failed too often": changed("also.general.rows", 120),
     "a reason that is no text": changed("reasons", [1]),
     "groups of half a row": changed("grouping.groups", 1.5),
     "a change of no group": changed("grouping.fell.0.group", None),

@@ -16,8 +16,9 @@ from tunesmith.data import workers
 from tunesmith.data.sources import Row
 from tunesmith.data.workers import process_in_parallel
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.recipe.data_source import Split
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.chatml import load_tokenizer

@@ -17,7 +17,8 @@ from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.model_scores import write_scores
 from tunesmith.inference.scorer import Scorer
-from tunesmith.recipe.schema import Recipe, Split
+from tunesmith.recipe.data_source import Split
+from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.gate import refusal_reasons
 from tunesmith.scoring.corpus import corpus_bleu
 from tunesmith.scoring.row_scores import VerdictSettings

@@ -11,7 +11,7 @@ from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
 from tests.support.tiny import save_seq2seq, tree
 
-from tunesmith.core.errors import DataError, DoesNotFit, RecipeError
+from tunesmith.core.errors import DataError, DoesNotFit, RecipeError, TunesmithError
 from tunesmith.core.jsonl import read_jsonl, write_jsonl
 from tunesmith.estimate.hardware import Hardware
 from tunesmith.estimate.throughput import Speed
@@ -137,6 +137,47 @@ def test_time_of_validation_and_generation_follows_the_measured_speeds(
     answering = plan_at(measured, "train.valid_metrics=[rougeL]", "train.valid_rows=3", "evaluate.rows=5")
     assert answering.workload.generated_tokens[1] == (2 * 5 + 3 * answering.steps.validations) * 8
     json.dumps(plan.to_json(), allow_nan=False)
+
+
+SET = "{name: general, source: {file: more.jsonl}, task: completion, prompt: '{question}', response: '{answer}'"
+
+
+@pytest.mark.usefixtures("same_machine")
+def test_plan_reads_further_sets_and_counts_their_answers(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_plan, "load_speed", lambda *_: None)  # it depends on the load of the machine
+    likelihood = (
+        "{name: rows, source: {file: rows.jsonl}, task: text, text: '{question}', metrics: [perplexity], max_drop: 1}"
+    )
+    changes = [f"evaluate.also=[{SET}, metrics: [bleu], rows: 20, max_new_tokens: 5, max_drop: 0.1}}, {likelihood}]"]
+
+    def planned() -> tuple[RunPlan, str]:
+        capsys.readouterr()
+        return plan_run(recipe, changes, out=recipe.parent / "run"), capsys.readouterr().err
+
+    plan, log = planned()
+    found = [(entry.name, entry.rows, entry.all_rows, entry.metric, entry.max_drop) for entry in plan.also]
+    assert found == [("general", 20, 60, "bleu", 0.1), ("rows", 60, 60, "perplexity", 1)]
+    assert plan.workload.generated_tokens[1] == 2 * 8 * 8 + 2 * 20 * 5
+    assert plan.workload.read_tokens > 0 == plan_run(recipe).workload.read_tokens
+    assert "general: 20 of 60 rows" in str(plan)
+    json.dumps(plan.to_json(), allow_nan=False)
+    run_recipe(recipe, changes, out=recipe.parent / "run", until="prepare")
+    assert planned() == (replace(plan, stages={**plan.stages, "prepare": "done"}), log)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "code"),
+    [
+        ("metrics: [bleu], max_drop: 0.1, filters: [{column: question, equals: x}]", DataError, "no-rows"),
+        ("metrics: [json_field_f1], max_drop: 0.1", DataError, "reference-not-json"),
+        ("metrics: [bleu], max_drop: 0.1, max_new_tokens: 600", RecipeError, "prompt-too-long"),
+    ],
+)
+def test_plan_refuses_a_wrong_further_set(recipe: Path, keys: str, error: type[TunesmithError], code: str) -> None:
+    with raises(error, code, "`general`"):
+        plan_run(recipe, [f"evaluate.also=[{SET}, {keys}}}]"])
 
 
 def test_plan_without_valid_rows(recipe: Path) -> None:

@@ -39,7 +39,8 @@ LOCAL = ClusterEstimate(
 )  # fmt: skip
 PLAN = RunPlan(
     name="demo", run="runs/demo", base="org/model", method="lora", launch="local", rows=ROWS,
-    steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, cluster=LOCAL, scaling=[],
+    steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[],
+    cluster=LOCAL, scaling=[],
     disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True,
     stages={"prepare": "done", "train": "to do", "evaluate": "to do"}, warnings=(), scripts={}, slurm=None,
 )  # fmt: skip

@@ -5,6 +5,8 @@ import re
 import pytest
 from tests.unit.recipe.conftest import RECIPE, Load, Problems, changed, line_of
 
+from tunesmith.data.split import assign_split
+from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.validation import find_remarks
 
 
@@ -62,6 +64,43 @@ def test_samples_need_a_metric_of_answers(problems: Problems) -> None:
     text = text[: text.index("  guards:")] + "  sampling: {temperature: 1}\n  samples: 4\n"
     [problem] = problems(text)
     assert (problem.key, problem.code) == ("evaluate.samples", "no-effect")
+
+
+SET = "{name: x, source: {file: x.csv}, task: completion, prompt: '{a}', response: '{b}'"
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "code", "named"),
+    [
+        ("metrics: [bleu], primary: chrf, max_drop: 0.1", "0.primary", "not-measured", "`chrf`"),
+        ("metrics: [rouge], max_drop: 0.1", "0.primary", "not-measured", "rouge1, rouge2"),
+        ("metrics: [execution], max_drop: 0.1", "0.metrics", "missing-key", "evaluate.database"),
+        ("metrics: [blue], max_drop: 0.1", "0.metrics", "unknown-metric", "`bleu`"),
+        ("metrics: [bleu], max_drop: 3", "0.max_drop", "unreachable-threshold", "0.03"),
+        ("metrics: [perplexity], max_drop: 3, max_new_tokens: 9", "0.max_new_tokens", "no-effect", "answers"),
+        ("metrics: [bleu], max_drop: 0.1, too_long: split", "0.too_long", "contradiction", "`task: text`"),
+        ("metrics: [bleu], max_drop: 0.1, train_rows: 5", "0", "no-effect", "`train_rows`"),
+        ("metrics: [bleu], max_drop: 0.1, split: {test: 0.5}", "0", "no-effect", "`split.test`"),
+        (f"metrics: [bleu], max_drop: 0.1}}, {SET}, metrics: [chrf], max_drop: 0.1", "", "wrong-value", "`x`"),
+    ],
+)
+def test_wrong_further_sets_are_errors(problems: Problems, keys: str, key: str, code: str, named: str) -> None:
+    text = f"{RECIPE}  also: [{SET}, {keys}}}]\n"
+    [problem] = problems(text)
+    assert (problem.key, problem.code) == (f"evaluate.also{'.' * bool(key)}{key}", code)
+    assert named in problem.message
+    assert problem.where == line_of(text, "also:")
+
+
+def test_a_further_set_is_a_recipe_whose_rows_are_all_test_rows(load: Load) -> None:
+    recipe = load(f"{RECIPE}  also: [{SET}, metrics: [bleu, chrf], primary: chrf, max_drop: 0.1, split: {{by: a}}}}]\n")
+    [entry] = recipe.evaluate.also
+    own = recipe_of_set(recipe, entry)
+    assert (own.data.task, own.data.split.by, own.evaluate.primary) == ("completion", "a", "chrf")
+    assert (own.evaluate.guards, own.evaluate.also, own.evaluate.confidence) == ((), (), recipe.evaluate.confidence)
+    assert {
+        assign_split(str(row), valid=own.data.split.valid, test=own.data.split.test, seed=0) for row in range(99)
+    } == {"test"}
 
 
 def test_execution_needs_a_database(problems: Problems) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
-from tests.support.verdicts import comparison, verdict
+from tests.support.verdicts import comparison, verdict, with_set
 
 from tunesmith.core.errors import RecipeError, VerdictRefused
 from tunesmith.registry.gate import check_gate, refusal_reasons
@@ -21,6 +21,7 @@ CANNOT_TELL = verdict(comparison(low=-0.02)).to_json()
         BETTER,
         verdict(comparison(), BLEU, guards=[("bleu", 0.2)]).to_json(),
         verdict(comparison(low=-0.01, min_gain=-0.02)).to_json(),
+        with_set(verdict(), "general", comparison("perplexity", gain=0.0, low=-0.04, tuned=0.4), 0.05).to_json(),
         verdict(comparison(base=0, tuned=1, gain=1, low=1, high=1, rows=1)).to_json(),
     ],
 )
@@ -31,7 +32,10 @@ def test_better_verdict_passes(better: dict[str, Any]) -> None:
     assert refusal_reasons(better) == []
 
 
+FORGOT = with_set(verdict(), "general", comparison("perplexity", gain=0.0, low=-0.06, tuned=0.4), 0.05).to_json()
 REFUSED = {
+    "worse on a further set": FORGOT,
+    "further set without its guard": {**FORGOT, "guards": []},
     "not better": NOT_BETTER,
     "cannot tell": CANNOT_TELL,
     "too many rows failed": verdict(comparison(failed=11)).to_json(),
@@ -60,6 +64,12 @@ def test_other_verdicts_are_refused_unless_forced(refused: Any) -> None:
 def test_force_needs_a_reason_and_a_reason_needs_force(stored: Any, force: bool, reason: str | None) -> None:
     with raises(RecipeError, "force-reason"):
         check_gate(stored, force=force, reason=reason)
+
+
+def test_refusal_names_the_further_set() -> None:
+    [problem] = refusal_reasons(FORGOT)
+    for value in ("general", "perplexity", "-0.06", "0.05"):
+        assert value in problem
 
 
 def test_refusal_names_the_measurements_and_the_reasons() -> None:
