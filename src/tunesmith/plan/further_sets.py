@@ -11,6 +11,7 @@ from tunesmith.data.prepare import errors_of_set
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.spool import Spool
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.inference.prompts import select_rows
 from tunesmith.pipeline.checks import check_set
 from tunesmith.recipe.also import guarded_metric, recipe_of_set
 from tunesmith.recipe.schema import Recipe
@@ -24,6 +25,7 @@ class SetPlan:
 
     Attributes:
         rows: rows that both models are asked about, of `all_rows`.
+        units: independent units among them: groups of rows.
         longest: tokens of the longest row.
         metric: the metric that may drop by less than `max_drop`.
     """
@@ -31,6 +33,7 @@ class SetPlan:
     name: str
     rows: int
     all_rows: int
+    units: int
     longest: int
     metric: str
     max_drop: float
@@ -84,7 +87,11 @@ def plan_sets(
         distinct = len({row.id for row in entries})
         longest = max(row.tokens for row in entries)
         metric = guarded_metric(entry)
-        found.plans.append(SetPlan(entry.name, min(entry.rows, distinct), distinct, longest, metric, entry.max_drop))
+        examples = [set_rows.example("test", index) for index in range(len(entries))]
+        units = len({example.group for example in select_rows(examples, entry.rows, recipe.seed)[0]})
+        found.plans.append(
+            SetPlan(entry.name, min(entry.rows, distinct), distinct, units, longest, metric, entry.max_drop)
+        )
         found.rows.append((own, set_rows))
     return found
 

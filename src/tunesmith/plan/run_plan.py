@@ -21,6 +21,7 @@ from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stage_state import stage_states, wanted_stages
 from tunesmith.plan import text
 from tunesmith.plan.advice import advice
+from tunesmith.plan.evidence import Evidence, estimate_evidence, evidence_text, evidence_warnings
 from tunesmith.plan.further_sets import SetPlan, SetPlans, plan_sets
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate, EstimateInputs, estimate_cluster, estimate_scaling
@@ -47,6 +48,7 @@ class RunPlan:
         steps: its optimizer steps.
         select_best_by: the metric that selects the best checkpoint.
         workload: its validations and its evaluation.
+        evidence: the gain that its test rows can detect.
         also: its further held-out sets.
         cluster: the memory and the throughput of its processes.
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
@@ -66,6 +68,7 @@ class RunPlan:
     steps: StepPlan
     select_best_by: str
     workload: Workload
+    evidence: Evidence
     also: list[SetPlan]
     cluster: ClusterEstimate
     scaling: list[dict[str, Any]]
@@ -132,6 +135,7 @@ class RunPlan:
             *(f"also     {text.set_text(entry)}" for entry in self.also),
             f"lengths  {text.lengths_text(self.rows)}",
             f"copies   {text.copies_text(self.rows)}",
+            f"verdict  {evidence_text(self.evidence)}",
             f"steps    {text.steps_text(self.steps, self.workload, self.select_best_by)}",
             f"tokens   {text.tokens_text(self.training_tokens, self.workload)}",
             f"time     {text.time_text(self.seconds, self.cluster, self.workload)}",
@@ -214,13 +218,18 @@ def _estimate(
         fetch_free=free_gib(hub_cache()),
     )
     scripts, slurm = _batch_scripts(recipe, run)
+    evidence = estimate_evidence(recipe, rows)
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
-        workload=estimate_workload(recipe, rows, sets.rows, steps, cluster, speed), also=sets.plans, cluster=cluster,
+        workload=estimate_workload(recipe, rows, sets.rows, steps, cluster, speed), evidence=evidence, also=sets.plans,
+        cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
-        warnings=(*warnings, *advice(recipe, steps, counts.counts, shapes.parameters)),
+        warnings=(
+            *warnings, *advice(recipe, steps, counts.counts, shapes.parameters),
+            *evidence_warnings(recipe, evidence, sets.plans),
+        ),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ _MIN_RESAMPLES = 1_000
 _MAX_DRAWS = 200_000_000  # take seconds; with more than 20,000 distinct rows there are fewer resamples
 _DRAWS_PER_CHUNK = 2_000_000  # take 16 MB
 _PSEUDO_ROWS = 0.5
-_STRICT_ERROR_SHARE = 0.5
+STRICT_ERROR_SHARE = 0.5
 
 
 class Interval(NamedTuple):
@@ -140,9 +140,9 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
     if (sample.lowest, sample.highest) != (0.0, 1.0):
         low, high = -math.inf, math.inf
     gain = sample.gain(sample.base, sample.tuned)
-    resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_PER_TAIL / (_STRICT_ERROR_SHARE * error / 2)))
+    resamples = max(_RESAMPLES, math.ceil(_RESAMPLES_PER_TAIL / (STRICT_ERROR_SHARE * error / 2)))
     intervals = []
-    for gains, share in zip(_antisymmetric_gains(sample, resamples, seed), (1, _STRICT_ERROR_SHARE), strict=True):
+    for gains, share in zip(_antisymmetric_gains(sample, resamples, seed), (1, STRICT_ERROR_SHARE), strict=True):
         widened = _widened_interval(gains, gain, share * error, sample.units)
         intervals.append(Interval(max(widened.low, low), min(widened.high, high)))
     return intervals[0], intervals[1]
@@ -168,9 +168,14 @@ def _score_range(lowest: float, highest: float) -> tuple[float, float]:
 def _widened_interval(gains: Array, gain: float, error: float, units: int) -> Interval:
     """Return the interval between quantiles of resampled gains [resamples], widened as the module's docstring says."""
     normal = NormalDist().inv_cdf(1 - error / 2)
-    widening = _student_t_quantile(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
+    factor = widening(normal, units)
     low, high = np.quantile(gains, (error / 2, 1 - error / 2))
-    return Interval(gain - widening * max(gain - float(low), 0.0), gain + widening * max(float(high) - gain, 0.0))
+    return Interval(gain - factor * max(gain - float(low), 0.0), gain + factor * max(float(high) - gain, 0.0))
+
+
+def widening(normal: float, units: int) -> float:
+    """Return the factor by which the interval of so many units is widened, for a normal quantile of its level."""
+    return _student_t_quantile(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
 
 
 def _student_t_quantile(x: float, v: int) -> float:

@@ -8,6 +8,7 @@ from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.estimate.communication import Communication
 from tunesmith.estimate.disk import DiskEstimate
 from tunesmith.estimate.memory import MemoryEstimate
+from tunesmith.plan.evidence import Evidence
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.run_plan import RunPlan
 from tunesmith.plan.scaling import ClusterEstimate
@@ -40,6 +41,7 @@ LOCAL = ClusterEstimate(
 PLAN = RunPlan(
     name="demo", run="runs/demo", base="org/model", method="lora", launch="local", rows=ROWS,
     steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[],
+    evidence=Evidence("rougeL", 60, 60, 60, 0.25, 0.1, 240),
     cluster=LOCAL, scaling=[],
     disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True,
     stages={"prepare": "done", "train": "to do", "evaluate": "to do"}, warnings=(), scripts={}, slurm=None,
