@@ -63,9 +63,14 @@ def test_unknown_key_at_any_depth_suggests_the_nearest(
             "file: rows.csv",
             "hub: a/b, rows: 5",
             "data.source.rows",
-            "name, weight, rename, hub, revision, config, split",
+            "name, weight, loss_weight, rename, hub, revision, config, split",
         ),
-        ("file: rows.csv", "file: rows.csv, config: x", "data.source.config", "name, weight, rename, file, quote"),
+        (
+            "file: rows.csv",
+            "file: rows.csv, config: x",
+            "data.source.config",
+            "name, weight, loss_weight, rename, file, quote",
+        ),
         ("method: lora", "method: full", "tuning.rank", "method"),
     ],
 )
