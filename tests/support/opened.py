@@ -22,6 +22,11 @@ MORE: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 24,
     },
     "gpt_oss": {**_SMALL, **_HEADS, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": {
+        **_SMALL, **_HEADS, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 64, "interleave_moe_layer_step": 1,
+    },
+    "phimoe": {**_SMALL, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
     "lfm2": {**_SMALL, **_HEADS, "layer_types": ["conv", "full_attention"]},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
 }  # fmt: skip

@@ -18,7 +18,7 @@ from tunesmith.core.progress import log
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.dtensor import is_dtensor, shard_like
-from tunesmith.model.experts import expert_parameters, require_adaptable
+from tunesmith.model.experts import expert_parameters, require_adaptable, routers
 from tunesmith.model.load import ComputeConfig, load_base, without_adapter
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
@@ -57,6 +57,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
         target_modules=target,
+        exclude_modules=(routers(model) or None) if isinstance(target, str) else None,
         target_parameters=(experts or None) if isinstance(target, str) else None,
         trainable_token_indices=trainable_token_indices(model, new_tokens),
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",

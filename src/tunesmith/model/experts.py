@@ -26,6 +26,22 @@ def expert_parameters(model: Any) -> list[str]:
     return sorted(names)
 
 
+def routers(model: Any) -> list[str]:
+    """Return the names, without the path of their layer, of linear layers that return more than a product.
+
+    The routers of Llama 4 and Phi-MoE are subclasses of Linear that also return the chosen experts. peft would adapt
+    them as linear layers, and the first forward pass would fail.
+    """
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).__module__.startswith("transformers.")
+        and type(module).forward is not torch.nn.Linear.forward
+    }
+    return sorted(names)
+
+
 def check_experts(folder: Path, tuning: LoraBase) -> str | None:
     """Return a warning if the experts of the model in a folder stay frozen; None if they do not, or if it has none.
 

@@ -14,14 +14,15 @@ from transformers import AutoModelForCausalLM
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import make_trainable, open_model, save_model, trained_parameters
-from tunesmith.model.experts import check_experts, expert_parameters
+from tunesmith.model.experts import check_experts, expert_parameters, routers
 from tunesmith.model.load import ComputeConfig
 from tunesmith.recipe.tuning import LoraTuning
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
 # peft itself adapts the experts of the first, and leaves those of the others frozen.
-MIXTURES = pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss"])
+# The routers of the last two are linear layers that return a tuple.
+MIXTURES = pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "llama4_text", "phimoe"])
 FolderOf = Callable[[str], Path]
 
 
@@ -58,6 +59,15 @@ def test_the_same_adapter_is_saved_as_the_same_bytes(opened: Opened, tmp_path: P
         save_model(make_trainable(opened("mixtral"), LORA, seed=0), tmp_path / name, base="org/base")
     assert (tmp_path / "a/adapter_config.json").read_bytes() == (tmp_path / "b/adapter_config.json").read_bytes()
     assert '"experts.down_proj"' in (tmp_path / "a/adapter_config.json").read_text()
+
+
+def test_routers_that_return_a_tuple_are_not_adapted(opened: Opened) -> None:
+    assert (routers(opened("phimoe")), routers(opened("llama4_text")), routers(opened("llama"))) == (
+        ["router"],
+    ) * 2 + ([],)
+    names = [name for name, _ in trained_parameters(make_trainable(opened("phimoe"), LORA, seed=0))]
+    assert names
+    assert not any("router" in name for name in names)
 
 
 def test_only_stacked_matrices_are_experts(opened: Opened) -> None:
