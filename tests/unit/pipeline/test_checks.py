@@ -5,6 +5,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from tests.support.plans import other_warnings
 from tests.support.tiny import recipe as write_recipe
 from tests.support.tiny import save_plain_model
 
@@ -41,17 +42,17 @@ def test_tokenizer_larger_than_the_embedding_is_a_warning_if_no_row_uses_the_dif
     tmp_path: Path, base: Path
 ) -> None:
     path = write_recipe(tmp_path, base)
-    assert plan_run(path).warnings == ()
+    assert other_warnings(plan_run(path)) == []
     _grow_tokenizer(base, "zebra", "gnu")
     plan = plan_run(path)
-    [warning] = plan.warnings
+    [warning] = other_warnings(plan)
     assert "322 tokens" in warning
     assert f"warning  {warning}" in str(plan)
 
 
 def test_tokens_of_chat_markup_get_embedding_rows(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, save_plain_model(tmp_path / "plain", "llama"))
-    assert plan_run(path, ["model.chat_markup=chatml"]).warnings == ()
+    assert other_warnings(plan_run(path, ["model.chat_markup=chatml"])) == []
     biased = write_recipe(tmp_path, save_plain_model(tmp_path / "biased", "phi"))
     with pytest.raises(RecipeError) as error:
         plan_run(biased, ["model.chat_markup=chatml"])
@@ -104,7 +105,7 @@ def test_answer_longer_than_the_positions_is_refused(tmp_path: Path, tiny: Path)
     with pytest.raises(RecipeError) as error:
         plan_run(path, [f"evaluate.max_new_tokens={positions}"])
     assert f"{positions} positions" in error.value.message
-    [warning] = plan_run(path, [f"data.max_tokens_per_example={positions + 1}"]).warnings
+    [warning] = other_warnings(plan_run(path, [f"data.max_tokens_per_example={positions + 1}"]))
     assert warning.startswith("data.max_tokens_per_example")
 
 
@@ -116,8 +117,8 @@ def test_rows_without_room_for_an_answer_are_refused_before_training(tmp_path: P
     assert "8 of 8 test rows" in error.value.message
     assert error.value.where == "evaluate.max_new_tokens"
     likelihoods = ["evaluate.metrics=[perplexity]", "evaluate.primary=perplexity"]
-    assert plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods]).warnings == ()
-    assert plan_run(path, [f"evaluate.max_new_tokens={positions - 10 * prompt_tokens}"]).warnings == ()
+    assert other_warnings(plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods])) == []
+    assert other_warnings(plan_run(path, [f"evaluate.max_new_tokens={positions - 10 * prompt_tokens}"])) == []
     with pytest.raises(RecipeError) as error:
         plan_run(path, [f"evaluate.max_new_tokens={positions - 2}", *likelihoods, "train.valid_metrics=[chrf]"])
     assert "valid rows" in error.value.message
@@ -148,5 +149,5 @@ def test_metric_without_anything_to_count_is_refused_before_training(tmp_path: P
         assert "8 of 8" in error.value.message
         assert error.value.where == "evaluate.primary"
     assert not (tmp_path / "run" / "train").exists()
-    [warning] = plan_run(path, ["evaluate.primary=exact_match"]).warnings
+    [warning] = other_warnings(plan_run(path, ["evaluate.primary=exact_match"]))
     assert "rougeL" in warning

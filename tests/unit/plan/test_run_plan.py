@@ -306,7 +306,8 @@ PREPARED = {
 
 @pytest.fixture
 def same_machine(monkeypatch: pytest.MonkeyPatch, no_slurm: None) -> None:
-    """Fix the free memory and disk space."""
+    """Fix the free memory and disk space, and check all references, however slow the machine is."""
+    monkeypatch.setattr(run_plan, "_REHEARSAL_SECONDS", 3600.0)
     monkeypatch.setattr(run_plan, "detect_hardware", lambda: Hardware("cpu", has_bf16=False, memory_gib=12.0))
     monkeypatch.setattr(run_plan, "free_gib", lambda _: 100.0)
 
