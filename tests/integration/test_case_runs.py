@@ -89,7 +89,7 @@ def test_o30_chat_answers_a_second_question(
         ("O22 a file as --out", ("plan", "recipe.yaml", "--out", "rows.jsonl"), 2, ("rows.jsonl",)),
         ("a name without its alias", ("plan", "recipe.yaml", "model.base=loop"), 2, ("loop@staging",)),
         ("score without a file", ("score",), 2, ("FILE",)),
-        ("two runs to compare", ("compare", "runs/a", "runs/b"), 2, ("compare",)),
+        ("a run to compare that does not exist", ("compare", "runs/a", "runs/b"), 2, ("runs/b",)),
     ],
 )  # fmt: skip
 def test_commands(

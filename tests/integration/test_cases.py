@@ -36,8 +36,8 @@ PLANNED = [
          [{"talk": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}] * 40),
     Case("R04 content in parts", 3, ("is a list",), MESSAGES, chats([{"type": "text", "text": "x"}], "y")),
     Case("R04 content that is a number", 3, ("is a number",), MESSAGES, chats(5, "y")),
-    Case("R05 calls of tools", 3, ("`tool_calls`",), MESSAGES, chats("hi #", None, tool_calls=[{"id": "1"}])),
-    Case("R05 calls of tools beside tools", 3, ("`tool_calls`",), MESSAGES,
+    Case("R05 calls without a name", 3, ("tool call",), MESSAGES, chats("hi #", None, tool_calls=[{"id": "1"}])),
+    Case("R05 calls without a name beside tools", 3, ("tool call",), MESSAGES,
          [{**row, "tools": [{"name": "f"}]} for row in chats("hi #", None, tool_calls=[{"id": "1"}])]),
     Case("R05b tools beside messages", 3, ("`tools`", "rows.jsonl:1"), MESSAGES,
          [{**row, "tools": [{"name": "f"}]} for row in chats("hi #", "x")]),
@@ -136,7 +136,7 @@ def test_plan(case: Case, models: Callable[[str], Path], tunesmith: Command) -> 
     recipe = write(case, models)
     planned = tunesmith("plan", recipe)
     assert planned.code == case.code, planned.output
-    assert [part for part in case.expected if part not in planned.output] == []
+    assert [part for part in case.expected if part not in planned.output] == [], planned.output
     if case.code == 3:
         assert "hint:" in planned.output
     if case.trained or case.prompt:
@@ -194,7 +194,7 @@ SCORED = [
      "s.jsonl"),
     ("R16 ROUGE of Chinese", 0, ("1.0000",), "rougeL", lines([{"prediction": HAPPY, "reference": HAPPY}] * 3),
      "s.jsonl"),
-    ("R61 a JSON list", 3, ("JSONL",), "rougeL", json.dumps([{"prediction": "a", "reference": "a"}]).encode(),
+    ("R61 a JSON list", 3, ("jq",), "rougeL", json.dumps([{"prediction": "a", "reference": "a"}]).encode(),
      "s.json"),
     ("R61 compressed", 3, ("gzip",), "rougeL", gzip.compress(lines([{"prediction": "a", "reference": "a"}])),
      "s.jsonl"),
@@ -207,4 +207,4 @@ def test_score(case: tuple[int, tuple[str, ...], str, bytes, str], tunesmith: Co
     Path(file).write_bytes(content)
     done = tunesmith("score", file, "--metrics", metrics)
     assert done.code == code, done.output
-    assert [part for part in told if part not in done.output] == []
+    assert [part for part in told if part not in done.output] == [], done.output

@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
     "train": {"learning_rate": 0.01, "max_steps": 2, "examples_per_step": 2},
     "evaluate": {"metrics": ["exact_match"], "primary": "exact_match", "rows": 10, "max_new_tokens": 8},
 }  # fmt: skip
-PROMOTED = {"promote": {"model": "loop", "min_gain": -0.99}}
+PROMOTED = {"promote": {"model": "loop", "min_gain": -0.99, "against": ["base"]}}
 QUANTIZED = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
     "bnb": {"quant_method": "bitsandbytes", "load_in_4bit": True},
