@@ -43,7 +43,7 @@ WRITES = [
 ]  # fmt: skip
 OWN = [
     "alias loop@1 live", "generate loop@live --prompt hi --max-new-tokens 3", "run runs/a evaluate.rows=8",
-    "rollback loop",
+    "promote runs/a --force --reason tried", "rollback loop",
 ]  # fmt: skip
 Ended = list[list[Any]]
 
