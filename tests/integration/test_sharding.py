@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 FULL = {"method": "full"}
 IN_PARTS = "launch.sharding=full"
 # The whole model does not fit into a rank that evaluates.
-NO_ROOM = "from tunesmith.evaluate import evaluate\nevaluate.fits_for_inference = lambda *_: False"
+NO_ROOM = "from tunesmith.evaluate import model_scores\nmodel_scores.fits_for_inference = lambda *_: False"
 # Rank 1 is slow to write its shard of a checkpoint.
 SLOW_TO_WRITE = """
 import os, time
