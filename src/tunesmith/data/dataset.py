@@ -119,7 +119,8 @@ class PreparedRows:
         for entry in map(LedgerEntry.from_json, read_jsonl(run.ledger)):
             if entry.split is not None:
                 self._entries[entry.split] += [entry] * entry.times
-        self._examples = cache(self._read)
+        self._examples = cache(lambda split: list(self._read(split)))
+        self._training_hashes = cache(self._read_hashes)
 
     def facts(self) -> dict[str, Any]:
         """Return the counts that `prepare` wrote into its manifest."""
@@ -139,10 +140,13 @@ class PreparedRows:
 
     def training_hashes(self) -> frozenset[str]:
         """Return the hashes of the contents of all training rows; a block of a document counts as a row."""
-        return frozenset(content_hash([turn.text for turn in row.turns]) for row in self._examples("train"))
+        return self._training_hashes()
 
-    def _read(self, split: str) -> list[Example]:
-        return [Example.from_json(line) for line in read_jsonl(self._run.examples(split))]
+    def _read_hashes(self) -> frozenset[str]:
+        return frozenset(content_hash([turn.text for turn in row.turns]) for row in self._read("train"))
+
+    def _read(self, split: str) -> Iterator[Example]:
+        return map(Example.from_json, read_jsonl(self._run.examples(split)))
 
 
 UsedRows = Dataset | PreparedRows

@@ -7,6 +7,7 @@ from tunesmith.core.files import digest_of
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.records import Example
 from tunesmith.core.rundir import RunDir
+from tunesmith.data.dataset import UsedRows
 from tunesmith.data.split import choose_by_hash
 from tunesmith.inference.request import StopStrings
 from tunesmith.inference.sampling import GREEDY, Sampling
@@ -83,15 +84,22 @@ class Prompts:
 
 def read_selected_rows(run: RunDir, split: str, count: int, seed: int) -> tuple[list[Example], list[int]]:
     """Return `count` examples of a prepared split, selected by hash, and their indices in its token file."""
-    return select_rows([Example.from_json(line) for line in read_jsonl(run.examples(split))], count, seed)
-
-
-def select_rows(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[int]]:
-    """Return `count` of a split's examples, selected by hash, and their indices; equal rows are returned once."""
-    chosen = choose_by_hash([example.id for example in examples], count, seed)
-    first = {example.id: place for place, example in reversed(list(enumerate(examples))) if example.id in chosen}
-    places = sorted(first.values())
+    examples = [Example.from_json(line) for line in read_jsonl(run.examples(split))]
+    places = _select_places([example.id for example in examples], count, seed)
     return [examples[place] for place in places], places
+
+
+def select_examples(rows: UsedRows, split: str, count: int, seed: int) -> list[Example]:
+    """Return `count` examples of a split, selected as by `read_selected_rows`, without reading those of other rows."""
+    places = _select_places([str(entry.id) for entry in rows.ledger_entries(split)], count, seed)
+    return [rows.example(split, place) for place in places]
+
+
+def _select_places(ids: Sequence[str], count: int, seed: int) -> list[int]:
+    """Return the indices of `count` of a split's rows, selected by hash; equal rows are selected once."""
+    chosen = choose_by_hash(ids, count, seed)
+    first = {id_: place for place, id_ in reversed(list(enumerate(ids))) if id_ in chosen}
+    return sorted(first.values())
 
 
 def rows_to_answer(recipe: Recipe) -> dict[str, int]:

@@ -18,7 +18,7 @@ from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable
-from tunesmith.inference.prompts import rows_to_answer, select_rows
+from tunesmith.inference.prompts import rows_to_answer, select_examples
 from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import AlsoBase, DataBase, Recipe
@@ -115,8 +115,7 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
             verdict.
     """
     for split, count in rows_to_answer(recipe).items():
-        split_examples = [rows.example(split, index) for index in range(len(rows.ledger_entries(split)))]
-        examples, _ = select_rows(split_examples, count, recipe.seed)
+        examples = select_examples(rows, split, count, recipe.seed)
         yield from check_answerable(recipe, tokenizer, examples, positions=positions, split=split)
 
 

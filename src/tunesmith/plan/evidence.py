@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.dataset import UsedRows
-from tunesmith.inference.prompts import select_rows
+from tunesmith.inference.prompts import select_examples
 from tunesmith.plan.further_sets import SetPlan
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.bootstrap import min_units
@@ -39,16 +39,15 @@ class Evidence:
 
 def estimate_evidence(recipe: Recipe, rows: UsedRows) -> Evidence:
     """Estimate what the test rows of a recipe can detect."""
-    settings, entries = recipe.evaluate, rows.ledger_entries("test")
-    examples = [rows.example("test", index) for index in range(len(entries))]
-    chosen, _ = select_rows(examples, settings.rows, recipe.seed)
+    settings = recipe.evaluate
+    chosen = select_examples(rows, "test", settings.rows, recipe.seed)
     units, spread = len({example.group for example in chosen}), typical_spread(settings.primary)
     gain = half = None
     if spread is not None:
         gain = detectable_gain(units, spread, settings.confidence)
     if spread is not None and gain is not None:
         half = round(units_needed(gain / 2, spread, settings.confidence) * len(chosen) / units)
-    all_rows = len({entry.id for entry in entries})
+    all_rows = len({entry.id for entry in rows.ledger_entries("test")})
     return Evidence(settings.primary, len(chosen), all_rows, units, spread, gain, half)
 
 

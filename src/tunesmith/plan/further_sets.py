@@ -11,7 +11,7 @@ from tunesmith.data.prepare import errors_of_set
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.data.spool import Spool
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.inference.prompts import select_rows
+from tunesmith.inference.prompts import select_examples
 from tunesmith.pipeline.checks import check_set
 from tunesmith.recipe.also import guarded_metric, recipe_of_set
 from tunesmith.recipe.schema import Recipe
@@ -87,11 +87,9 @@ def plan_sets(
         distinct = len({row.id for row in entries})
         longest = max(row.tokens for row in entries)
         metric = guarded_metric(entry)
-        examples = [set_rows.example("test", index) for index in range(len(entries))]
-        units = len({example.group for example in select_rows(examples, entry.rows, recipe.seed)[0]})
-        found.plans.append(
-            SetPlan(entry.name, min(entry.rows, distinct), distinct, units, longest, metric, entry.max_drop)
-        )
+        asked = select_examples(set_rows, "test", entry.rows, recipe.seed)
+        units = len({example.group for example in asked})
+        found.plans.append(SetPlan(entry.name, len(asked), distinct, units, longest, metric, entry.max_drop))
         found.rows.append((own, set_rows))
     return found
 

@@ -11,7 +11,7 @@ from tunesmith.core.files import digest_of
 from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows
+from tunesmith.inference.prompts import Prompts, build_prompts, read_selected_rows, select_examples
 from tunesmith.inference.request import StopStrings
 from tunesmith.inference.sampling import Sampling
 from tunesmith.recipe.schema import Recipe
@@ -111,3 +111,17 @@ def test_selected_rows_do_not_depend_on_order_and_equal_rows_count_once(tmp_path
     assert [e.row for e in again] == [29 - place // 2 for place in twice]
     assert {e.id for e in read_selected_rows(run, "valid", 7, seed=4)[0]} != {e.id for e in chosen}
     assert len(read_selected_rows(run, "valid", 99, seed=3)[0]) == 30
+
+
+def test_examples_of_used_rows_are_selected_alike_and_no_others_are_read(tmp_path: Path) -> None:
+    run, read = RunDir(tmp_path), []
+    made = write_examples(run, list(range(30)) * 2)
+
+    def example(split: str, place: int) -> Example:
+        read.append(place)
+        return made[place]
+
+    rows: Any = SimpleNamespace(ledger_entries=lambda split: made, example=example)
+    chosen, places = read_selected_rows(run, "valid", 7, seed=3)
+    assert select_examples(rows, "valid", 7, seed=3) == chosen
+    assert read == places
