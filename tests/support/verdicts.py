@@ -29,9 +29,12 @@ def verdict(
     return Verdict(primary, metrics, made, grouping, tuple(reasons), **more)
 
 
-def with_set(found: Verdict, name: str, change: Comparison, max_drop: float, *others: Comparison) -> Verdict:
+def with_set(
+    found: Verdict, name: str, change: Comparison, max_drop: float, *others: Comparison, has_answers: bool = True
+) -> Verdict:
     """Return a verdict with a further held-out set, on which `change` is guarded."""
     rows = change.rows + change.failed
-    result = SetResult(rows, {one.metric: one for one in (change, *others)}, {"base": {"rows": rows}})
+    health = {"base": {"rows": rows}} if has_answers else {}
+    result = SetResult(rows, {one.metric: one for one in (change, *others)}, health)
     guards = (*found.guards, Guard(change, max_drop, name))
     return replace(found, guards=guards, also={**found.also, name: result})

@@ -8,6 +8,9 @@ MAX_FAILED_SHARE = 0.05
 # Fields of a comparison that its entry of `metrics` lacks.
 _NOT_OF_EVERY_METRIC = ("min_gain", "failed", "by_row", "improved", "worsened")
 
+Health = Mapping[str, Mapping[str, Any]]
+"""{"base" | "tuned": counts of empty, cut-off and failed answers}."""
+
 
 def too_many_failed(failed: int, rows: int) -> bool:
     """Return whether more than `MAX_FAILED_SHARE` of all rows failed: the others do not represent the test set."""
@@ -101,12 +104,12 @@ class SetResult:
     Attributes:
         rows: rows of the set, with those that failed.
         metrics: all metrics of the set; a guard decides by one of them.
-        health: {"base" | "tuned": counts of empty, cut-off and failed answers}; empty if no metric needs answers.
+        health: problems of the answers; empty if no metric needs answers.
     """
 
     rows: int
     metrics: Mapping[str, Comparison]
-    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    health: Health = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as an entry of `also` in verdict.json."""
@@ -165,7 +168,7 @@ class Verdict:
 
     Attributes:
         corpus: by metric, the scores that published ones compare with, if they are not the means over rows.
-        health: {"base" | "tuned": counts of empty, cut-off and failed answers}.
+        health: problems of the answers.
         digests: digests of the prompts and of both models.
         conditions: precision, quantization and chat markup, the same for both models.
         also: the results on further held-out sets, by name; each has a guard.
@@ -177,7 +180,7 @@ class Verdict:
     grouping: Grouping | None = None
     reasons: tuple[str, ...] = ()
     corpus: Mapping[str, CorpusScores] = field(default_factory=dict)
-    health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    health: Health = field(default_factory=dict)
     digests: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, SetResult] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from tunesmith.core.files import write_text
 from tunesmith.core.rundir import RunDir
+from tunesmith.core.verdict import Comparison, Verdict
 from tunesmith.report import charts, machine_chart, score_chart, sections, wording
 from tunesmith.report.collect import collect
-from tunesmith.report.unit import unit_of
+from tunesmith.report.unit import Unit, unit_of
 from tunesmith.report.view import RunView
 
 _HERE = Path(__file__).parent
@@ -95,21 +96,38 @@ def _hero(view: RunView) -> dict[str, Any]:
 
 
 def _evaluation(view: RunView) -> dict[str, Any]:
-    metrics = [(found, unit_of(found)) for found in view.verdict.metrics.values()] if view.verdict else []
-    shares = charts.gain_range([found for found, unit in metrics if unit.is_share])
-    rows = [
-        (found, unit, charts.gain_whisker(found, shares if unit.is_share else charts.gain_range([found])))
-        for found, unit in metrics
-    ]
     payload = sections.answer_payload(view.answers) if view.answers else {}
     return {
-        "metric_rows": rows,
-        "health": sections.answer_problems(view.verdict) if view.verdict else [],
+        "metric_rows": _metric_rows(view.verdict.metrics) if view.verdict else [],
+        "health": sections.answer_problems(view.verdict.health) if view.verdict else [],
+        "sets": _set_tables(view.verdict) if view.verdict else [],
         "filters": sections.answer_filters(view.answers) if view.answers else [],
         "payload": payload,
         "payload_json": htmlsafe_json_dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")),
         "first_rows": payload.get("rows", [])[: sections.ROWS_WITHOUT_SCRIPT],
     }
+
+
+def _metric_rows(metrics: Mapping[str, Comparison]) -> list[tuple[Comparison, Unit, Markup]]:
+    """Return the rows of a table of metrics: the comparison, its unit and the drawing of its interval."""
+    found = [(comparison, unit_of(comparison)) for comparison in metrics.values()]
+    shares = charts.gain_range([comparison for comparison, unit in found if unit.is_share])
+    ranges = [shares if unit.is_share else charts.gain_range([comparison]) for comparison, unit in found]
+    return [(*row, charts.gain_whisker(row[0], span)) for row, span in zip(found, ranges, strict=True)]
+
+
+def _set_tables(verdict: Verdict) -> list[dict[str, Any]]:
+    """Return the tables of the further held-out sets, each with the metric that its guard decides by."""
+    guarded = {guard.set: guard.comparison.metric for guard in verdict.guards}
+    return [
+        {
+            "title": wording.set_title(name, found),
+            "rows": _metric_rows(found.metrics),
+            "guarded": guarded[name],
+            "health": sections.answer_problems(found.health) if found.health else [],
+        }
+        for name, found in verdict.also.items()
+    ]
 
 
 def _data(view: RunView) -> dict[str, Any]:

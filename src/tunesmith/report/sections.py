@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunesmith.core.rundir import SPLITS
-from tunesmith.core.verdict import Verdict
+from tunesmith.core.verdict import Health
 from tunesmith.report import wording
 from tunesmith.report.answers import closest_reference, diff_words
 from tunesmith.report.collect import UNUSED
@@ -65,13 +65,13 @@ def facts(view: RunView) -> list[tuple[str, str]]:
     return [(name, str(text)) for name, text in rows if text]
 
 
-def answer_problems(verdict: Verdict) -> list[tuple[str, list[tuple[str, str]], bool]]:
+def answer_problems(health: Health) -> list[tuple[str, list[tuple[str, str]], bool]]:
     """Return (problem, [(count, percentage) of base and tuned], whether tuned has it more often)."""
     rows = []
     for key, name in _PROBLEMS.items():
         cells, rates = [], []
         for subject in ("base", "tuned"):
-            counts = verdict.health.get(subject, {})
+            counts = health.get(subject, {})
             total, number = counts.get("rows"), counts.get(key)
             if key == "unstopped" and total is not None and counts.get("stopped") is not None:
                 number = total - counts["stopped"]

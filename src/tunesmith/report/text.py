@@ -1,9 +1,9 @@
 """The comparison as text for a terminal: verdict, metrics and some rows, without terminal control characters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.verdict import Verdict
+from tunesmith.core.verdict import Comparison, Health, Verdict
 from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import NONE, unit_of
@@ -22,9 +22,13 @@ def side_by_side(run: RunDir, rows: int) -> str:
     blocks = ["\n".join([wording.headline(view), *wording.incumbent_sentences(view)])]
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
-        tables = [_metric_lines(verdict), wording.corpus_sentences(verdict), _group_lines(verdict)]
+        tables = [_metric_lines(verdict.metrics), wording.corpus_sentences(verdict), _group_lines(verdict)]
+        sets = [
+            [*_metric_lines(found.metrics, title=wording.set_title(name, found)), *_problem_lines(found.health)]
+            for name, found in verdict.also.items()
+        ]
         reasons = [wording.SCOPE, *wording.other_reasons(verdict)]
-        blocks += map("\n".join, [reasons, *tables, guards, _problem_lines(verdict)])
+        blocks += map("\n".join, [reasons, *tables, *sets, guards, _problem_lines(verdict.health)])
     if sentence := wording.checkpoint_sentence(view.training):
         blocks.append(f"{sentence}.")
     if view.answers and rows > 0:
@@ -37,10 +41,11 @@ def side_by_side(run: RunDir, rows: int) -> str:
     return visible("\n\n".join(block for block in blocks if block)) + "\n"
 
 
-def _metric_lines(verdict: Verdict) -> list[str]:
-    head = ["metric", "base", "tuned", "gain", f"{wording.confidence(verdict.primary)} interval", ""]
+def _metric_lines(metrics: Mapping[str, Comparison], title: str = "metric") -> list[str]:
+    """Return a table of comparisons; `title` heads the column of their names."""
+    head = [title, "base", "tuned", "gain", f"{wording.confidence(next(iter(metrics.values())))} interval", ""]
     body = []
-    for found in verdict.metrics.values():
+    for found in metrics.values():
         unit = unit_of(found)
         scores = [unit.value(found.base), unit.value(found.tuned), unit.change(found.gain)]
         direction = "" if found.higher_is_better else "lower is better"
@@ -61,10 +66,10 @@ def _group_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _problem_lines(verdict: Verdict) -> list[str]:
+def _problem_lines(health: Health) -> list[str]:
     """Return the problems of answers that occurred: scores mean little if answers were cut off."""
     lines: dict[tuple[str, ...], str] = {}
-    for name, cells, _ in sections.answer_problems(verdict):
+    for name, cells, _ in sections.answer_problems(health):
         (base, of_base), (tuned, of_tuned) = cells
         if {base, tuned} - {"0", NONE}:
             lines.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")

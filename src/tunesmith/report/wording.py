@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tunesmith.core.progress import format_duration
 from tunesmith.core.stages import EVALUATE, stage_named
-from tunesmith.core.verdict import Comparison, Guard, Verdict
+from tunesmith.core.verdict import Comparison, Guard, SetResult, Verdict
 from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
 from tunesmith.report.view import RunView, Training
 from tunesmith.scoring.metrics import find_metric
@@ -174,6 +174,11 @@ def corpus_sentences(verdict: Verdict) -> list[str]:
         "numbers; it has no interval."
         for name, scores in verdict.corpus.items()
     ]
+
+
+def set_title(name: str, result: SetResult) -> str:
+    """Return the title of the table of a further held-out set."""
+    return f"{name} ({count(result.rows)} rows)"
 
 
 def guard_sentence(guard: Guard) -> str:

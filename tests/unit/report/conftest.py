@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tests.support.verdicts import comparison, verdict
+from tests.support.verdicts import comparison, verdict, with_set
 
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Grouping
@@ -221,7 +221,12 @@ def verdict_json(rows: int = 150, grouping: Grouping | None = None, **changes: A
         "tuned": {"failed": 0, "empty": 0, "cut_off": 1, "stopped": 149, "rows": 150},
     }
     others = [other for other in others if other.metric != primary.metric]
-    return verdict(primary, *others, guards=[("rougeL", 0.05)], grouping=grouping, health=health).to_json()
+    found = verdict(primary, *others, guards=[("rougeL", 0.05)], grouping=grouping, health=health)
+    kept = comparison("token_accuracy", rows=80, base=0.431, tuned=0.428, gain=-0.003, low=-0.009, high=0.003)
+    dearer = comparison(
+        "perplexity", rows=80, base=15.2, tuned=16.1, gain=-0.9, low=-1.3, high=-0.5, higher_is_better=False
+    )
+    return with_set(found, "letters", kept, 0.02, dearer, has_answers=False).to_json()
 
 
 class Page(HTMLParser):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.report.conftest import (
+    MINUS,
     build_run,
     page_of,
     plain,
@@ -56,6 +57,13 @@ def test_report_of_a_finished_run_has_every_part(tmp_path: Path) -> None:
         assert expected in words, expected
     assert page.tags.count("tbody") > 20
     assert len(page.source) < 400_000
+
+
+def test_a_further_set_has_a_table_with_its_guarded_metric_and_the_others(tmp_path: Path) -> None:
+    words = plain(page_of(build_run(tmp_path)).words)
+    [table] = re.findall(r"Held-out set letters \(80 rows\)(.*?)Guards", words)
+    assert re.search(rf"token accuracy guarded 43.1 % 42.8 % {MINUS}0.3 {MINUS}0.9 to \+0.3", table)
+    assert re.search(rf"perplexity lower is better 15.20 16.10 {MINUS}0.90 {MINUS}1.30 to {MINUS}0.50", table)
 
 
 @pytest.mark.parametrize(("until", "missing"), [("start", PREPARE), ("prepare", TRAIN), ("train", EVALUATE)])

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.unit.report.conftest import build_run
+from tests.unit.report.conftest import MINUS, build_run
 
 from tunesmith.report.collect import collect
 from tunesmith.report.text import side_by_side
@@ -26,3 +26,18 @@ def test_comparison_without_rows_or_verdict(tmp_path: Path) -> None:
     assert "row 11" not in side_by_side(build_run(tmp_path / "none"), 0)
     run = build_run(tmp_path / "part", until="prepare")
     assert side_by_side(run, 5) == headline(collect(run)) + "\n"
+
+
+def test_a_further_set_has_a_table_of_all_its_metrics(tmp_path: Path) -> None:
+    lines = side_by_side(build_run(tmp_path), 0).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("letters (80 rows)"))
+    accuracy, perplexity = (re.split(" {2,}", line) for line in lines[start + 1 : start + 3])
+    assert accuracy == ["token accuracy", "43.1 %", "42.8 %", f"{MINUS}0.3", f"{MINUS}0.9 to +0.3"]
+    assert perplexity == [
+        "perplexity",
+        "15.20",
+        "16.10",
+        f"{MINUS}0.90",
+        f"{MINUS}1.30 to {MINUS}0.50",
+        "lower is better",
+    ]
