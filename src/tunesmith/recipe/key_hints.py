@@ -55,6 +55,7 @@ REPLACEMENTS = (
     ("stage", "data.task", "text for pretraining; completion, chat or seq2seq for supervised fine-tuning"),
     ("train_on_inputs train_on_prompt mask_history completion_only_loss assistant_only_loss roles_to_train",
      "data.train_on", "only answers are trained on; in conversations, `train_on` selects all of them or the last"),
+    ("train_on_eos train_on_eot", "data.train_on_end", "true (the default) or false"),
     ("split_thinking reasoning_content field_thinking", "data.reasoning", "keep, strip or mask"),
     ("tools tools_column field_tools", "data.tools", "a column, or one list for all rows"),
     # Tuning

@@ -76,6 +76,11 @@ class DataBase(Section):
         "`task: text`, `split` it into blocks, so that every token is trained on.",
     )
     max_dropped_fraction: Fraction = Field(0.01, description="Stop if a larger fraction of the rows is dropped.")
+    train_on_end: bool = Field(
+        True,
+        description="Train on the token that ends an answer or a document. If false, the model does not learn to stop: "
+        "an answer ends at its token limit, unless the base already ends answers.",
+    )
 
     @model_validator(mode="after")
     def _check_held_out(self) -> Self:

@@ -106,6 +106,13 @@ def find_remarks(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     promote = recipe.promote
     if promote is not None and is_share(recipe.evaluate.primary) and promote.min_gain <= -1:
         yield ("promote", "min_gain"), "every model will be promoted, because no share can fall by more than 1"
+    if not recipe.data.train_on_end:
+        stop = " or at one of evaluate.stop" if recipe.evaluate.stop else ""
+        yield (
+            ("data", "train_on_end"),
+            f"the model does not learn to stop: unless the base already does, answers end at evaluate.max_new_tokens "
+            f"({recipe.evaluate.max_new_tokens}){stop}, `generate` and `chat` at --max-new-tokens or --stop",
+        )
 
 
 def _validation_contradictions(recipe: Recipe) -> Iterator[Mistake]:

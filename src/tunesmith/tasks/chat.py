@@ -1,7 +1,8 @@
 """The task `chat`: conversations in the model's chat template. Only the assistant's turns are trained on.
 
 The loss covers the text that the template puts at the start of an answer, the answer and its stop token: everything
-that follows the prompt in generation. `tasks/conversation.py` finds these spans.
+that follows the prompt in generation. Without `train_on_end`, the stop token is there but not trained on.
+`tasks/conversation.py` finds these spans.
 """
 
 import json
@@ -171,7 +172,8 @@ class ChatTask(Task):
             if not is_decoded or ids[last - 1] != self.stop_ids[0]:
                 detail = repr(expected[:80])
                 raise RowProblem("the answer's tokens do not decode to the answer", detail, code="decode-mismatch")
-            trained[first:last] = [True] * (last - first)
+            end = last if self._data.train_on_end else last - 1  # the stop token
+            trained[first:end] = [True] * (end - first)
         return TokenizedExample(example_id, tuple(ids), tuple(trained))
 
     def _split_off_tools(self, turns: Sequence[Turn]) -> tuple[str, list[Turn]]:

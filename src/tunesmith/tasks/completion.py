@@ -11,7 +11,10 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
 class CompletionTask(Task):
-    """A prompt and a response. They are encoded separately, so that the prompt has the same ids in generation."""
+    """A prompt and a response. They are encoded separately, so that the prompt has the same ids in generation.
+
+    Without `train_on_end`, the end token is left out: it would be the last token, which nothing is predicted from.
+    """
 
     _data: CompletionData | Seq2SeqData
 
@@ -28,7 +31,7 @@ class CompletionTask(Task):
         """Tokenize prompt and answer; raise RowProblem if the answer's ids do not decode to the answer."""
         prompt, answer = self.encode_prompt(turns), self._tokenizer.encode_untrusted(turns[-1].text, allow_markup=True)
         self._tokenizer.require_decodes(answer, turns[-1].text, "answer", before=prompt[-1:])
-        ids = (*prompt, *answer, *self.stop_ids)
+        ids = (*prompt, *answer, *(self.stop_ids if self._data.train_on_end else ()))
         return TokenizedExample(example_id, ids, (False,) * len(prompt) + (True,) * (len(ids) - len(prompt)))
 
     def find_control_token(self, turns: Sequence[Turn]) -> str | None:

@@ -39,7 +39,7 @@ class Seq2SeqTask(CompletionTask):
         """
         target = self._tokenizer.encode_untrusted(turns[-1].text, allow_markup=True)
         self._tokenizer.require_decodes(target, turns[-1].text, "target")
-        ids = (*self.decoder_prefix_ids, *target, *self._target_suffix)
+        ids = (*self.decoder_prefix_ids, *target, *(self._target_suffix if self._data.train_on_end else ()))
         columns = {ENCODER_IDS: tuple(self._encode_source(turns))}
         return TokenizedExample(example_id, ids, (False,) + (True,) * (len(ids) - 1), columns)
 

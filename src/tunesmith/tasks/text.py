@@ -72,10 +72,14 @@ class TextTask(Task):
         return (Turn(_TEXT, text, trained=False),)
 
     def _encode_document(self, document: str) -> tuple[int, ...]:
-        """Return [bos] text [eos], without a second [bos] or [eos] if the document has them already."""
+        """Return [bos] text [eos], without a second [bos] or [eos] if the document has them already.
+
+        Without `train_on_end` there is no [eos]: nothing would be predicted from it.
+        """
         text = self._encode(document)
-        end = () if tuple(text[-1:]) == self.stop_ids else self.stop_ids
-        return (*self._prefix(text), *text, *end)
+        if tuple(text[-1:]) == self.stop_ids:
+            text = text[:-1]
+        return (*self._prefix(text), *text, *(self.stop_ids if self._data.train_on_end else ()))
 
     def _block(self, start: int, ids: tuple[int, ...]) -> Turn:
         """Return a block as a turn; its text leaves out [bos] and [eos].

@@ -57,6 +57,7 @@ def problems(tmp_path: Path, *overrides: str, text: str = RECIPE) -> tuple[Probl
         ("tuning.r=8", "tuning.rank"),
         ("rank=8", "tuning.rank"),
         ("target_modules=[q_proj]", "tuning.target"),
+        ("train_on_eos=turn", "data.train_on_end"),
         ("val_set_size=0.1", "data.valid"),
         ("data.test_file=x.csv", "data.test"),
         ("data.field_messages=conversations", "data.messages"),

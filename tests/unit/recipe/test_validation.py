@@ -210,3 +210,11 @@ def test_thresholds_of_unbounded_metrics_are_accepted(load: Load) -> None:
     assert load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -0.5}"))
     lenient = load(RECIPE.replace("name: viggo", "name: v\npromote: {model: m, min_gain: -2}"))
     assert [path for path, _ in find_remarks(lenient)] == [("promote", "min_gain")]
+
+
+def test_answers_without_an_end_are_remarked(load: Load) -> None:
+    endless = RECIPE.replace("task: chat", "task: chat\n  train_on_end: false")
+    for text, names_stop in ((endless, False), (endless.replace("primary:", 'stop: ["\\n"]\n  primary:'), True)):
+        [(path, remark)] = find_remarks(load(text))
+        assert path == ("data", "train_on_end")
+        assert ("evaluate.stop" in remark) == names_stop

@@ -49,6 +49,16 @@ def test_only_the_answer_and_its_stop_token_are_trained(family: Family) -> None:
     assert task.decode_answer(learned) == task.reference(conversation(*LONG)) == "dog"
 
 
+def test_stop_tokens_are_context_without_train_on_end(family: Family) -> None:
+    turns = conversation(*LONG, train_on="all" if family.every_turn_ends else "last")
+    task = family.task(train_on_end=False)
+    ended, tokens = family.task().render(turns), task.render(turns)
+    assert tokens.input_ids == ended.input_ids
+    changed = [i for i, pair in enumerate(zip(ended.trained, tokens.trained, strict=True)) if pair == (True, False)]
+    assert [tokens.input_ids[i] for i in changed] == [task.stop_ids[0]] * (3 if family.every_turn_ends else 1)
+    assert sum(ended.trained) - sum(tokens.trained) == len(changed)
+
+
 def test_every_answer_is_trained_if_the_template_ends_every_turn(family: Family) -> None:
     turns = conversation(*LONG)
     if not family.every_turn_ends:

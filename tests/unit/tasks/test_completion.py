@@ -23,9 +23,10 @@ poisoned = st.lists(st.one_of(letters, control), max_size=6).map("".join).filter
 
 
 def completion(
-    tokenizer: TokenizerAdapter, prompt: str = "Q: {question}\nA:", response: str = " {answer}"
+    tokenizer: TokenizerAdapter, prompt: str = "Q: {question}\nA:", response: str = " {answer}", **changes: Any
 ) -> CompletionTask:
-    data = CompletionData(source=FileSource(file="rows.jsonl"), task="completion", prompt=prompt, response=response)
+    source = FileSource(file="rows.jsonl")
+    data = CompletionData(source=source, task="completion", prompt=prompt, response=response, **changes)
     task = task_for(data, tokenizer)
     assert isinstance(task, CompletionTask)
     return task
@@ -44,6 +45,16 @@ def test_prompt_answer_and_end(family: Family) -> None:
     trained_ids = tokens.input_ids[len(prompt) :]
     assert task.decode_answer(trained_ids).strip() == task.reference(turns).strip() == "one"
     assert task.encode_prompt(turns[:1]) == prompt
+
+
+def test_answer_without_its_end(family: Family) -> None:
+    whole, endless = (completion(family.tokenizer, train_on_end=end) for end in (True, False))
+    turns = whole.parse(ROW)
+    ended, tokens = whole.render(turns), endless.render(turns)
+    assert (tokens.input_ids, tokens.trained) == (ended.input_ids[:-1], ended.trained[:-1])
+    assert tokens.trained[-1]
+    assert endless.encode_prompt(turns) == whole.encode_prompt(turns)
+    assert endless.stop_ids == whole.stop_ids
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -56,6 +56,9 @@ def test_source_and_target_equal_the_tokenizers_ids(kind: str) -> None:
     answer = list(tokens.input_ids[len(task.decoder_prefix_ids) :])
     assert task.decode_answer(answer) == task.reference(turns) == "four seven two"
     assert task.decode_answer([tokenizer.pad_id, *answer[:-1], tokenizer.pad_id, answer[-1]]) == "four seven two"
+    endless = seq2seq(tokenizer, train_on_end=False).render(turns, "some id")
+    assert (endless.input_ids, endless.trained) == (tokens.input_ids[:-1], tokens.trained[:-1])
+    assert endless.prompt_ids == tokens.prompt_ids
 
 
 @pytest.mark.parametrize("kind", START)

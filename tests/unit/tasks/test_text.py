@@ -69,6 +69,38 @@ def test_control_tokens_in_documents_if_the_recipe_allows_them(chatml: Family) -
         assert all(tokens.trained[1:])
 
 
+def test_document_without_its_end(family: Family) -> None:
+    whole, endless = (text_task(family.tokenizer, train_on_end=end) for end in (True, False))
+    turns = whole.parse({"text": "Say one and two, then red cat."})
+    ended, tokens = whole.render(turns), endless.render(turns)
+    assert (tokens.input_ids, tokens.trained) == (ended.input_ids[:-1], ended.trained[:-1])
+    assert family.tokenizer.eos_id not in tokens.input_ids[len(family.tokenizer.prefix_ids) :]
+    assert endless.encode_prompt(turns) == whole.encode_prompt(turns)
+    assert endless.reference(turns) == whole.reference(turns)
+    assert endless.stop_ids == whole.stop_ids
+
+
+def test_blocks_of_a_document_without_its_end() -> None:
+    tokenizer = FAMILIES["turns"].tokenizer
+    for count in range(2, 12):  # with some of them, the end would be the only token of the last block
+        turns = text_task(tokenizer).parse({"text": "one " * count})
+        task = text_task(tokenizer, too_long="split", train_on_end=False)
+        whole = task.render(turns)
+        blocks = [task.render(block) for block in task.split_blocks(whole, 8)] or [whole]
+        learned = [i for block in blocks for i, trained in zip(block.input_ids, block.trained, strict=True) if trained]
+        assert learned == list(whole.input_ids[1:])
+        assert all(any(block.trained) for block in blocks)
+
+
+def test_end_in_a_documents_own_text_is_left_out_too() -> None:
+    tokenizer = FAMILIES["turns"].tokenizer
+    texts = "<bos>Say one.<eos>", "Say one."
+    task = text_task(tokenizer, control_tokens=True, train_on_end=False)
+    written, plain = (task.render(task.parse({"text": text})) for text in texts)
+    assert written == plain
+    assert tokenizer.eos_id not in written.input_ids
+
+
 def test_document_with_bos_and_eos_gets_no_second_ones() -> None:
     tokenizer = FAMILIES["turns"].tokenizer
     task = text_task(tokenizer, control_tokens=True)
