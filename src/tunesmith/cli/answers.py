@@ -9,7 +9,6 @@ from typing import Any
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.progress import Progress, log
-from tunesmith.data.local_files import digest_source_file
 from tunesmith.inference.answer_log import open_answer_log
 from tunesmith.inference.chatter import Chatter
 from tunesmith.inference.file_prompts import FilePrompts, answer_file_prompts
@@ -51,7 +50,7 @@ def answer_texts(chatter: Chatter, texts: Sequence[str], *, samples: int, **sett
     return answers
 
 
-def answer_file(chatter: Chatter, file: Path, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
+def answer_file(chatter: Chatter, file: str, *, samples: int, **settings: Any) -> list[dict[str, Any]]:
     """Return the answers to the rows or lines of a file in order, see `answer_file_prompts`."""
     lines = list(answer_file_prompts(chatter, FilePrompts(chatter, file), samples=samples, **settings))
     if failed := sum(line["error"] is not None for line in lines):
@@ -60,7 +59,7 @@ def answer_file(chatter: Chatter, file: Path, *, samples: int, **settings: Any) 
 
 
 def answer_file_to(
-    out: Path, chatter: Chatter, file: Path, *, samples: int, restart: bool, **settings: Any
+    out: Path, chatter: Chatter, file: str, *, samples: int, restart: bool, **settings: Any
 ) -> dict[str, Any]:
     """Append the answers to the rows or lines of a file to `out` as they finish, and return {out, answers, failed}.
 
@@ -78,7 +77,7 @@ def answer_file_to(
         prompts = FilePrompts(chatter, file)
         job = {
             "model": chatter.folder.digest(),
-            "file": digest_source_file(file),
+            "file": prompts.digest(),
             "rows": prompts.count,
             "columns": dict(chatter.row),
             "system": chatter.system,

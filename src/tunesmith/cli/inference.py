@@ -15,7 +15,7 @@ def generate(
     *,
     prompt: list[str] | None = None,
     row: RowValues = None,
-    file: Path | None = None,
+    file: str | None = None,
     out: Path | None = None,
     restart: Flag = False,
     system: SystemTurn = None,
@@ -29,10 +29,10 @@ def generate(
 
     Args:
         prompt: A text for the prompt template, if that has one column; may be given several times.
-        file: Answer each row of this data file, in any format that a recipe reads, or each line of a .txt file; `-` is
-            the lines of standard input. Columns that the model's recipe renames may have either name. With --json, one
-            line per answer: {id, row, prompt, prediction, reference, stopped, error}, which `score` reads; `reference`
-            is left out if the row has no answer.
+        file: Answer each row of this data file, pattern, folder or address, as `data.source.file` of a recipe reads it,
+            or each line of a .txt file; `-` is the lines of standard input. Columns that the model's recipe renames may
+            have either name. With --json, one line per answer: {id, row, prompt, prediction, reference, stopped,
+            error}, which `score` reads; `reference` is left out if the row has no answer.
         out: Append the answers to --file to this JSONL file as they finish, in about the order of the rows. After an
             interruption, the same command continues.
         restart: Discard the answers in --out, and begin again.
@@ -67,18 +67,21 @@ def generate(
 
 
 def _check_inputs(
-    prompt: list[str] | None, row: list[str] | None, file: Path | None, out: Path | None, *, restart: bool
+    prompt: list[str] | None, row: list[str] | None, file: str | None, out: Path | None, *, restart: bool
 ) -> None:
     """Raise RecipeError unless there is one kind of prompts, and options of a file come with one."""
     if prompt and file:
         raise RecipeError("--prompt and --file exclude each other", code="usage", hint="pass only one of them")
-    if file and row and file.suffix.lower() not in (".txt", ""):
-        hint = "let the file have these columns"
-        raise RecipeError("--row and a data file exclude each other", code="usage", hint=hint)
+    if file and row:
+        from tunesmith.inference.file_prompts import is_lines
+
+        if not is_lines(file):
+            hint = "let the file have these columns"
+            raise RecipeError("--row and a data file exclude each other", code="usage", hint=hint)
     if not (prompt or row or file):
         hint = "pass --prompt TEXT, --row COLUMN=VALUE or --file FILE"
         raise RecipeError("there is no prompt to answer", code="usage", hint=hint)
-    if out and (not file or str(file) == "-"):
+    if out and (not file or file == "-"):
         hint = "write the prompts to a file, so that an interrupted command can continue"
         raise RecipeError("--out needs --file with the name of a file", code="usage", hint=hint)
     if restart and not out:

@@ -1,4 +1,4 @@
-"""Answer the rows or lines of a file in windows, so that memory does not grow with the file."""
+"""Answer the rows or lines of files in windows, so that memory does not grow with them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +10,9 @@ from typing import Any
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError
 from tunesmith.core.records import Example, Turn
-from tunesmith.data.sources import Row, read_rows
+from tunesmith.data.local_files import digest_source_file
+from tunesmith.data.remote_files import is_remote
+from tunesmith.data.sources import Row, digest_sources, read_rows
 from tunesmith.data.text_file import read_text_lines, wrap_read_errors
 from tunesmith.inference.chatter import Chatter, EncodedPrompt
 from tunesmith.inference.sampling import Sampling, seed_samples
@@ -18,7 +20,7 @@ from tunesmith.recipe.data_source import FileSource
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.references import row_references, scored_reference
 
-STDIN = Path("-")
+STDIN = "-"
 # Answers that are asked together. At the end of a window, slots wait for its last answers; with this many, the wait is
 # a few per cent of the time, and the prompts take some megabytes.
 _WINDOW = 2048
@@ -45,19 +47,26 @@ class FilePrompts:
     """The prompts of a file; each iteration reads the file again, and memory does not grow with it.
 
     A `.txt` file and standard input (`-`, which is held in memory) have one prompt per line; blank lines are skipped.
-    Other files are read as a recipe reads them; columns that the model's recipe renames may have either name.
+    Anything else is read as `data.source.file` of a recipe: a file, a pattern, a folder or an address. Columns that the
+    model's recipe renames may have either name.
 
     Raises:
         RecipeError: a row lacks a column of the prompt.
         DataError: the file cannot be read, has no prompts, or has a row that cannot be used.
     """
 
-    def __init__(self, chatter: Chatter, file: Path) -> None:
+    def __init__(self, chatter: Chatter, file: str) -> None:
         self._chatter, self._file = chatter, file
         self._stdin = list(enumerate(sys.stdin, 1)) if file == STDIN else []
         self.count = sum(1 for _ in self)
         if not self.count:
-            raise DataError("has no prompts", where=str(file), code="no-prompts", hint="write one prompt per line")
+            raise DataError("has no prompts", where=file, code="no-prompts", hint="write one prompt per line")
+
+    def digest(self) -> str:
+        """Return the digest of the file, or of all files; raise DataError if one cannot be read."""
+        if is_lines(self._file):
+            return digest_source_file(Path(self._file))
+        return digest_sources(FileSource(file=self._file), folder=Path())
 
     def __iter__(self) -> Iterator[FilePrompt]:
         if is_lines(self._file):
@@ -66,7 +75,7 @@ class FilePrompts:
                 if text := line.removesuffix("\n") if line.strip() else "":
                     yield FilePrompt(number, number, self._chatter.turns_of_text(text))
             return
-        for row in read_rows(FileSource(file=str(self._file)), folder=Path()):
+        for row in read_rows(FileSource(file=self._file), folder=Path()):
             interrupt.check()
             values = self._chatter.recorded.renamed(row.values)
             turns = self._chatter.turns_of_row(values, row.where)
@@ -76,8 +85,9 @@ class FilePrompts:
         if self._file == STDIN:
             yield from self._stdin
             return
-        with wrap_read_errors(self._file, str(self._file)):
-            yield from read_text_lines(self._file, str(self._file))
+        path = Path(self._file)
+        with wrap_read_errors(path, self._file):
+            yield from read_text_lines(path, self._file)
 
     def _reference(self, row: Row, values: dict[str, Any]) -> str | list[str] | None:
         task = self._chatter.task
@@ -89,9 +99,9 @@ class FilePrompts:
             return None
 
 
-def is_lines(file: Path) -> bool:
+def is_lines(file: str) -> bool:
     """Whether each line of a file is a prompt."""
-    return file == STDIN or file.suffix.lower() == ".txt"
+    return file == STDIN or (file.lower().endswith(".txt") and not is_remote(file))
 
 
 def answer_file_prompts(

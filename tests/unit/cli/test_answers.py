@@ -91,6 +91,7 @@ def test_generate_notes_a_missing_prompt_template(tiny: Path, tuned: Tuned, run:
         [],
         ["--prompt", "a", "--file", "x.csv"],
         ["--row", "mr=a", "--file", "x.csv"],
+        ["--row", "mr=a", "--file", "folder"],
         ["--row", "mr"],
         ["--prompt", "a", "--out", "y.jsonl"],
         ["--file", "-", "--out", "y.jsonl"],
@@ -180,6 +181,24 @@ def test_answers_of_another_job_are_kept_without_restart(tuned: Tuned, run: Run,
         assert (code, json.loads(printed)["error"]["code"], foreign.read_text()) == (2, "exists", "mine\n")
 
 
+def test_a_pattern_and_a_folder_are_all_their_files(tuned: Tuned, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.jsonl").write_text(f'{{"id": "{name}", "mr": "{name}"}}\n')
+    model = tuned(CHAT)
+    for place, files in enumerate((f"{folder}/*.jsonl", str(folder))):
+        out = tmp_path / f"{place}.jsonl"
+        command = ("generate", model, "--file", files, "--out", str(out), "--max-new-tokens", "2")
+        assert run(*command)[0] == 0
+        assert [line["id"] for line in read_jsonl(out)] == ["one", "two"]
+        assert run(*command)[0] == 0
+        assert len(list(read_jsonl(out))) == 2
+    (folder / "two.jsonl").write_text('{"id": "two", "mr": "another"}\n')
+    code, printed, _ = run(*command, "--json")
+    assert (code, json.loads(printed)["error"]["code"]) == (2, "inputs-changed")
+
+
 def test_memory_does_not_grow_with_the_rows(tuned: Tuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def answer_at_once(model: Any, prompts: list[Any], **settings: Any) -> Iterator[Answer]:
         yield from (Answer(place, (5,), True) for place in range(len(prompts)))
@@ -191,7 +210,7 @@ def test_memory_does_not_grow_with_the_rows(tuned: Tuned, monkeypatch: pytest.Mo
         rows, out = tmp_path / f"{count}.jsonl", tmp_path / f"{count}.answers.jsonl"
         rows.write_text("".join(f'{{"mr": "row {i % 50}"}}\n' for i in range(count)))
         tracemalloc.start()
-        result = answer_file_to(out, chatter, rows, samples=1, restart=False, sampling=Sampling())
+        result = answer_file_to(out, chatter, str(rows), samples=1, restart=False, sampling=Sampling())
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert result == {"out": str(out), "answers": count, "failed": 0}
