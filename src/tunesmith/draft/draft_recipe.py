@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.find_files import source_label
 from tunesmith.draft import numbers
 from tunesmith.draft.answers import AnswerKind, recognize_answers
 from tunesmith.draft.base import Base, fit_to_model, open_base
@@ -26,7 +27,8 @@ def draft_recipe(data: str, *, out: Path, model: str) -> str:
     """Return the text of a recipe for the rows of `data`. Its remarks are about the first rows only.
 
     Args:
-        data: a file, a folder with the layout of a dataset, or `org/name` of a dataset on the hub.
+        data: a file, a pattern, an address, a folder with the layout of a dataset, or `org/name` of a dataset on the
+            hub.
         out: the file in which the recipe will be; its paths start from there.
         model: a model reference. It is not downloaded; without its tokenizer, lengths are estimated.
 
@@ -35,7 +37,7 @@ def draft_recipe(data: str, *, out: Path, model: str) -> str:
         RecipeError: there is no such model, or it cannot be trained on such rows.
     """
     folder = out.parent
-    source = find_source(data, folder)
+    source, data = find_source(data, folder), source_label(data)
     sample = read_sample(source, folder)
     base, layout = fit_to_model(open_base(model, folder), choose_layout(sample, data))
     source |= _rename(layout, sample)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.find_files import file_format
+from tunesmith.data.remote_files import is_remote
 from tunesmith.data.row_formats import is_messages
 from tunesmith.data.sources import Row, read_rows
 from tunesmith.recipe.data_source import FileSource, HubSource
@@ -101,11 +102,13 @@ class Sample:
 
 
 def find_source(name: str, folder: Path) -> dict[str, Any]:
-    """Return the `data.source` of a recipe in `folder` for a file, a folder, or a dataset on the hub.
+    """Return the `data.source` of a recipe in `folder` for files, a folder, or a dataset on the hub.
 
     Args:
-        name: a path relative to the current folder, or `org/name` of a dataset.
+        name: a path or pattern relative to the current folder, an address, or `org/name` of a dataset.
     """
+    if is_remote(name):
+        return {"file": name}
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return {"hub": path_from(path, folder), "split": "train"}

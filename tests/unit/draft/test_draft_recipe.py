@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from tests.support.errors import raises
 from tests.support.tiny import save_plain_model, save_seq2seq
@@ -114,6 +115,20 @@ def test_every_file_format_is_read(file: str, tmp_path: Path) -> None:
     recipe = load_recipe(out)
     assert getattr(recipe.data.source, "file", None) == file
     assert getattr(recipe.data, "prompt", None) == "{question}"
+
+
+def test_address_and_pattern_are_written_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    lines = "".join(json.dumps(row) + "\n" for row in rows(question=text, answer=answer))
+    fsspec.filesystem("memory").pipe_file("/drafted/qa-train.jsonl", lines.encode())
+    (tmp_path / "part-1.jsonl").write_text(lines, encoding="utf-8")
+    out = tmp_path / "recipe.yaml"
+    for data, source in (
+        ("memory://drafted/qa-train.jsonl", "memory://drafted/qa-train.jsonl"),
+        (f"{tmp_path}/part-*.jsonl", "part-*.jsonl"),
+    ):
+        out.write_text(draft_recipe(data, out=out, model=NO_MODEL), encoding="utf-8")
+        assert getattr(load_recipe(out).data.source, "file", None) == source
 
 
 def test_files_beside_the_file_become_valid_and_test(drafted: Drafted, tiny: Path, tmp_path: Path) -> None:
