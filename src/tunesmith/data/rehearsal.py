@@ -17,7 +17,7 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.dataset import UsedRows
 from tunesmith.data.recipe_files import open_database
-from tunesmith.data.row_columns import row_columns, source_columns
+from tunesmith.data.row_columns import Columns, row_columns, source_columns
 from tunesmith.data.split import choose_by_hash
 from tunesmith.data.text_file import shorten
 from tunesmith.recipe.schema import Recipe
@@ -72,12 +72,18 @@ def rehearse(
         ("valid", answer_metrics(recipe.train.valid_metrics), recipe.train.valid_rows),
     )
     custom = custom_metrics([name for _, names, _ in uses for name in names], folder)
+    first = {
+        split: list(islice(_references(task, rows, split, count, recipe.seed), _MAX_BATCH))
+        for split, names, count in uses
+        if any(custom[name].takes_rows for name in names if name in custom)
+    }
+    with_columns = _with_columns(first, recipe, run, is_prepared=is_prepared)
     with open_database(recipe, folder) as database:
         for split, names, count in uses:
             for name in names:
                 references = _references(task, rows, split, count, recipe.seed)
                 if name in custom and custom[name].takes_rows:
-                    references = _with_columns(list(islice(references, _MAX_BATCH)), recipe, run, split, is_prepared)
+                    references = iter(with_columns[split])
                 limit = seconds if name not in custom or seconds is not None else _CUSTOM_METRIC_SECONDS
                 checked = _rehearse_metric(name, custom.get(name), references, database, limit)
                 total = min(count, len({entry.id for entry in rows.ledger_entries(split)}))
@@ -97,16 +103,20 @@ def _references(task: Task, rows: UsedRows, split: str, count: int, seed: int) -
 
 
 def _with_columns(
-    references: Sequence[Reference], recipe: Recipe, run: RunDir, split: str, is_prepared: bool
-) -> Iterator[Reference]:
-    """Yield the references with the columns of their rows, which are read at once."""
-    numbers = {reference.row for reference in references}
+    references: Mapping[str, Sequence[Reference]], recipe: Recipe, run: RunDir, *, is_prepared: bool
+) -> dict[str, list[Reference]]:
+    """Return the references of each split with the columns of their rows. The sources are read once for all of them."""
+    numbers = {split: {reference.row for reference in of_split} for split, of_split in references.items()}
+    columns: dict[int, Columns] = {}
     if is_prepared:
-        columns = row_columns(recipe, run, split, numbers)
-    else:  # the run may have those of an earlier `prepare`
-        columns = dict(source_columns(recipe, run.recipe_folder, numbers))
-    for reference in references:
-        yield replace(reference, columns=columns[reference.row])
+        for split, of_split in numbers.items():
+            columns |= row_columns(recipe, run, split, of_split)
+    elif numbers:  # the run may have those of an earlier `prepare`
+        columns = dict(source_columns(recipe, run.recipe_folder, set().union(*numbers.values())))
+    return {
+        split: [replace(reference, columns=columns[reference.row]) for reference in of_split]
+        for split, of_split in references.items()
+    }
 
 
 def _rehearse_metric(

@@ -12,6 +12,7 @@ from tests.support.plans import other_warnings
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.data.process_rows import read_recipe_rows
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.plan.run_plan import plan_run
 
@@ -107,6 +108,20 @@ def test_custom_metric_that_fails_on_a_rows_columns_is_found_before_training(tmp
     for command in _commands(tmp_path):
         with raises(RecipeError, "custom-metric-failed", "division by zero", "rows.jsonl:10"):
             command(path)
+
+
+def test_sources_are_read_once_for_the_columns_of_all_splits_and_metrics(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = "def {}(ps, rs, rows):\n    return [float(row['s'] == '{}') for row in rows]\n"
+    (tmp_path / "mine.py").write_text(metric.format("f", "test") + metric.format("g", "valid"))
+    path = _write(tmp_path, tiny, ["one", "two"], "mine:f", valid_metrics=["mine:f", "mine:g"])
+    reads = []
+    monkeypatch.setattr(
+        "tunesmith.data.row_columns.read_recipe_rows", lambda *where: reads.append(where) or read_recipe_rows(*where)
+    )
+    plan_run(path)
+    assert len(reads) == 1
 
 
 def test_custom_metric_that_needs_several_rows_passes(tmp_path: Path, tiny: Path) -> None:
