@@ -136,8 +136,7 @@ def _model_answer(
     if known and known.likelihood and scores.get("tokens") and known.likelihood.column in scores:
         with suppress(OverflowError):  # of so unlikely a row the perplexity is infinite
             numbers[known.name] = known.likelihood.value(known.likelihood.mean(scores))
-    text = str(generation.get("prediction") or "")
-    return ModelAnswer(text, numbers, generation.get("error"), generation.get("stopped"), tuple(more))
+    return ModelAnswer.from_json(generation, numbers, more)
 
 
 def _is_score(name: str) -> bool:

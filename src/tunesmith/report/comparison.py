@@ -7,9 +7,13 @@ from typing import Any
 from tunesmith.core.records import Example
 from tunesmith.core.verdict import Comparison, Verdict
 from tunesmith.report import wording
-from tunesmith.report.text import answer_field, prompt_field, table
+from tunesmith.report.text import answer_field, prediction_text, prompt_field, table
 from tunesmith.report.unit import NONE, unit_of
+from tunesmith.report.view import ModelAnswer
 from tunesmith.report.wording import visible
+
+# The counts of `ComparedModel.health` that are listed next to its scores.
+_PROBLEMS = {"failed": "failed", "empty": "empty", "cut_off": "cut off at the token limit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,8 @@ class ModelComparison:
         lines = [["model", *map(wording.metric_label, names), ""]]
         for model, found in zip(self.models, of_models, strict=True):
             cells = [unit_of(found[name][0]).value(found[name][1]) if name in found else NONE for name in names]
-            failed = model.health["failed"]
-            lines.append([model.name, *cells, f"{wording.count(failed)} rows without an answer" if failed else ""])
+            problems = [f"{wording.count(n)} {words}" for key, words in _PROBLEMS.items() if (n := model.health[key])]
+            lines.append([model.name, *cells, ", ".join(problems)])
         return table(lines)
 
     def _sentence(self, pair: Pair) -> str:
@@ -136,7 +140,7 @@ class ModelComparison:
         prompts = [answer["prompt"] for model in self.models if (answer := model.answers[place]) is not None]
         parts = [f"row {example.row}", *([prompt_field(prompts[0])] if prompts else [])]
         parts += [answer_field("reference", text) for text in _as_list(reference)]
-        parts += [answer_field(model.name, _told(model.answers[place])) for model in self.models]
+        parts += [answer_field(model.name, _answer_text(model.answers[place])) for model in self.models]
         return "\n".join(parts)
 
 
@@ -148,7 +152,5 @@ def _prediction(answer: Mapping[str, Any] | None) -> str | None:
     return None if answer is None or answer["error"] is not None else str(answer["prediction"])
 
 
-def _told(answer: Mapping[str, Any] | None) -> str:
-    if answer is None:
-        return "(not asked)"
-    return str(answer["prediction"]) if answer["error"] is None else f"({answer['error']})"
+def _answer_text(answer: Mapping[str, Any] | None) -> str:
+    return "(not asked)" if answer is None else prediction_text(ModelAnswer.from_json(answer))

@@ -90,12 +90,13 @@ def _answer_text(answer: AnswerPair) -> str:
     if answer.reference is not None:
         parts.append(answer_field("reference", answer.reference))
     parts += [
-        answer_field(name, _prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))
+        answer_field(name, prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))
     ]
     return "\n".join(parts)
 
 
-def _prediction_text(side: ModelAnswer | None) -> str:
+def prediction_text(side: ModelAnswer | None) -> str:
+    """Return an answer with its problems in parentheses: it failed, is empty or was cut off."""
     if side is None:
         return "(not answered yet)"
     notes = [note for note in (sections.answer_note(side), _sample_note(side)) if note]

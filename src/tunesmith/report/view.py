@@ -1,7 +1,8 @@
 """The records that a report shows. `collect` makes them; `render` and `text` only read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tunesmith.core.verdict import Verdict
@@ -48,6 +49,14 @@ class ModelAnswer:
     error: str | None
     stopped: bool | None
     more: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(
+        cls, line: Mapping[str, Any], scores: Mapping[str, float] = MappingProxyType({}), more: Sequence[str] = ()
+    ) -> "ModelAnswer":
+        """Return the answer of a line of `generations.jsonl`."""
+        text = str(line.get("prediction") or "")
+        return cls(text, dict(scores), line.get("error"), line.get("stopped"), tuple(more))
 
 
 @dataclass(frozen=True, slots=True)

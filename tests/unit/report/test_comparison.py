@@ -15,10 +15,13 @@ def comparison(first: float, second: float, low: float, high: float) -> Verdict:
 
 def model(name: str, answers: list[str | None]) -> ComparedModel:
     lines: list[dict[str, Any]] = [
-        {"prompt": f"q{i}", "prediction": text or "", "error": None if text is not None else "no room"}
+        {
+            "prompt": f"q{i}", "prediction": text or "", "error": None if text is not None else "no room",
+            "stopped": text != "no",
+        }
         for i, text in enumerate(answers)
-    ]
-    health = {"failed": answers.count(None)}
+    ]  # fmt: skip
+    health = {"failed": answers.count(None), "empty": answers.count(""), "cut_off": answers.count("no")}
     return ComparedModel(name, f"digest of {name}", ({}, {}), tuple(lines), health, reads_run_tokens=False)
 
 
@@ -27,7 +30,7 @@ RESULT = ModelComparison(
     run="runs/x",
     metric="exact_match",
     confidence=0.95,
-    models=(model("one", ["same", "no"]), model("two", ["same", "a1"]), model("three", ["same", None])),
+    models=(model("one", ["", "no"]), model("two", ["", "a1"]), model("three", ["", None])),
     pairs=(
         Pair(0, 1, comparison(0.0, 0.5, 0.1, 0.9)),
         Pair(0, 2, comparison(0.0, 0.0, -0.1, 0.1)),
@@ -44,10 +47,14 @@ def test_the_text_has_every_pair_and_rows_that_differ_first() -> None:
     assert "does not show whether three is better than one" in text
     assert "three is worse than two" in text
     assert "3 pairs" in text
-    assert "1 rows without an answer" in text
+    assert "1 failed, 1 empty" in text
+    assert "1 empty, 1 cut off at the token limit" in text
     assert "row 2" in text
     assert "row 1\n" not in text
-    assert "(no room)" in text
+    assert "(failed: no room)" in text
+    assert "no (cut off at the token limit)" in text
+    assert "(empty answer)" not in text
+    assert RESULT.to_text(rows=2).count("(empty answer)") == 3
     assert "b1" in text
 
 
