@@ -6,7 +6,8 @@ from typing import Any
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json
 
-SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
+SPLITS = ("train", *HELD_OUT)
 
 
 class RunDir:

@@ -5,12 +5,12 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.rundir import HELD_OUT, SPLITS
 from tunesmith.data.similarity import MinHashIndex, ShingleIndex
 from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.schema import Recipe
 
 _MAX_EXAMPLES = 5
-HELD_OUT = ("valid", "test")
 
 
 class Duplicate(NamedTuple):
@@ -43,7 +43,7 @@ class SplitComparison:
         self._threshold = threshold
         self._rows: list[SpooledRow] = []
         self._indices: dict[str, range] = {}
-        for split in ("train", *HELD_OUT):
+        for split in SPLITS:
             start = len(self._rows)
             self._rows += [next(blocks) for _, blocks in groupby(used[split], key=lambda row: row.entry.row)]
             self._indices[split] = range(start, len(self._rows))

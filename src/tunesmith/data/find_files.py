@@ -6,11 +6,13 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.suggest import closest
 from tunesmith.data.remote_files import fetch, is_remote, remote_label
+from tunesmith.data.split import SPLIT_NAMES
 from tunesmith.data.text_file import shorten
 from tunesmith.recipe.data_source import FileSource
 
@@ -29,7 +31,7 @@ _UNSUPPORTED = {
 }
 _PATTERN = re.compile(r"[*?\[]")
 # Folders and files of the splits that a data set was published with.
-_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|eval)(?=[^a-z]|$)")
+_SPLIT = re.compile(rf"(?i)(?:^|[^a-z])({'|'.join(chain(*SPLIT_NAMES.values()))})(?=[^a-z]|$)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tunesmith.core.records import LOSS_WEIGHT, Example, TokenizedExample, Turn
 from tunesmith.data.filters import rejection_reason
 from tunesmith.data.identity import block_id, group_id, row_id, short_digest
 from tunesmith.data.sources import Row, own_splits, read_rows
-from tunesmith.data.split import assign_split
+from tunesmith.data.split import assign_split, split_named
 from tunesmith.recipe.columns import (
     optional_columns,
     prompt_columns,
@@ -27,7 +27,6 @@ from tunesmith.tasks.references import row_references
 
 _TOOL_COLUMNS = ("tools", "functions")
 _MAX_GROUP_NAME = 80  # a longer value of `split.by` is truncated in the name of its group
-_SPLIT_NAMES = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +277,8 @@ def _split_and_group(recipe: Recipe, row: Row, turns: tuple[Turn, ...]) -> tuple
     if split.column is None:
         valid, test = fraction(recipe.data, "valid"), fraction(recipe.data, "test")
         return assign_split(group, valid=valid, test=test, seed=recipe.seed), name
-    split_name = cell_text(row.values, split.column).strip().lower()
-    if split_name not in _SPLIT_NAMES:
-        problem = f"the column `{split.column}` is {split_name!r}, which is not a split"
+    written = cell_text(row.values, split.column)
+    if (split_name := split_named(written)) is None:
+        problem = f"the column `{split.column}` is {written!r}, which is not a split"
         raise DataError(problem, where=row.where, hint="use train, valid or test", code="unknown-split")
-    return _SPLIT_NAMES[split_name], name
+    return split_name, name

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import digest_file, digest_of
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.core.suggest import closest
 from tunesmith.data.find_files import (
     describe_matches,
@@ -69,7 +70,7 @@ def named_sources(sources: Sources) -> dict[str, Source]:
 
 def own_splits(data: DataBase) -> dict[str, str]:
     """Return {name of a source: split} of the sources that hold only valid or only test rows."""
-    own = {split: own_source(data, split) for split in ("valid", "test")}
+    own = {split: own_source(data, split) for split in HELD_OUT}
     return {name: split for split, sources in own.items() if sources is not None for name in named_sources(sources)}
 
 

@@ -8,8 +8,20 @@ from collections.abc import Iterable, Sequence
 
 from tunesmith.core.files import digest_of
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "dev", "val", "eval"),
+    "test": ("test",),
+}
+"""The names that data sets give to each split, the most usual first."""
+
 # Invisible characters: soft hyphen, zero-width spaces and joiners, direction marks, byte order mark.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a data set calls so; None if no split is called so."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
 def assign_split(group: str, *, valid: float, test: float, seed: int) -> str:

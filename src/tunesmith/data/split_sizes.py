@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.sources import own_splits
 from tunesmith.data.spool import SpooledRow
 from tunesmith.recipe.data_source import Split
@@ -22,7 +23,7 @@ def split_size_warning(rows: Sequence[SpooledRow], recipe: Recipe) -> str | None
         return None
     counts = Counter(row.entry.split for row in used)
     deviating = []
-    for name in ("valid", "test"):
+    for name in HELD_OUT:
         requested = fraction(recipe.data, name)
         share = counts[name] / len(used)
         if abs(share - requested) > max(_MIN_TOLERANCE, _DEVIATIONS * sqrt(requested * (1 - requested) / len(used))):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.core.files import write_chunks
-from tunesmith.data.dedup import HELD_OUT
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.spool import SpooledRow
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import message_columns, prompt_columns, response_columns, tools_column

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.find_files import source_label
 from tunesmith.draft import numbers
 from tunesmith.draft.answers import AnswerKind, recognize_answers
@@ -157,7 +158,7 @@ class _Draft:
 
     def _train(self) -> list[Setting]:
         rate = 1e-3 if self.base.has_encoder else 2e-4
-        share = 1 - sum(setting.value for setting in self._split() if setting.key in ("valid", "test"))
+        share = 1 - sum(setting.value for setting in self._split() if setting.key in HELD_OUT)
         return [
             Setting("learning_rate", rate, "for LoRA; about 1e-5 for full fine-tuning"),
             *numbers.training_numbers(

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.find_files import file_format
 from tunesmith.data.hub import list_splits
 from tunesmith.data.sources import read_rows
+from tunesmith.data.split import SPLIT_NAMES
 from tunesmith.recipe.data_source import FileSource, HubSource
 
-_NAMES = {"valid": ("valid", "validation", "dev", "val", "eval"), "test": ("test",)}
+_NAMES = {split: SPLIT_NAMES[split] for split in HELD_OUT}
 _TRAIN = re.compile(r"(?<![A-Za-z])train(?:ing)?(?![A-Za-z])", re.IGNORECASE)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.row_formats import recognize_format
+from tunesmith.data.split import split_named
 from tunesmith.draft.sample import Column, Sample
 from tunesmith.recipe.template import parse_template
 
@@ -18,7 +19,7 @@ _PROMPTS = (
     "question", "prompt", "instruction", "query", "input", "text", "sentence", "source", "document", "article",
     "dialogue", "dialog", "review", "content", "body", "mr", "title", "message", "context",
 )  # fmt: skip
-_SPLIT_NAMES = {"train", "valid", "validation", "dev", "test"}
+_MAX_NAMES = 5  # different words in a column of splits
 _GROUPS = re.compile(
     r"(^|_)(id|uuid|key|hash|template|group|session|thread|author|user|customer|conversation|db|database|document)(_|$)"
 )
@@ -155,10 +156,8 @@ def _essential(settings: Mapping[str, Any]) -> set[str]:
 def _split_column(sample: Sample) -> Column | None:
     """Return the column with the split of each row."""
     for column in sample.columns.values():
-        names = (
-            {str(value).strip().lower() for value in column.values} if column.distinct <= len(_SPLIT_NAMES) else set()
-        )
-        if column.is_filled and names <= _SPLIT_NAMES and {"train", "test"} <= names:
+        splits = {split_named(str(value)) for value in column.values} if column.distinct <= _MAX_NAMES else set()
+        if column.is_filled and None not in splits and {"train", "test"} <= splits:
             return column
     return None
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tunesmith.core.errors import DataError
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.split import assign_split, normalize_text
 from tunesmith.draft.measure import Measured
 from tunesmith.draft.yaml_text import Setting
@@ -74,7 +75,7 @@ def split_fractions(measured: Measured, count: int, held_out: Sequence[str], *, 
     Raises:
         DataError: there are too few different prompts to divide.
     """
-    names = [name for name in ("valid", "test") if name not in held_out]
+    names = [name for name in HELD_OUT if name not in held_out]
     if not names:
         return []
     first = 0 if not is_all else 1 if count >= 1000 else 2 if count >= 100 else 3

@@ -152,7 +152,11 @@ class Split(Section):
         "stay in one split and count as one unit in the verdict. With `column`, the groups are used in the verdict "
         "only.",
     )
-    column: str | None = Field(None, description="Column that holds the split of each row: `train`, `valid` or `test`.")
+    column: str | None = Field(
+        None,
+        description="Column that holds the split of each row: `train`, `valid` or `test`, or another usual name of one, "
+        "such as `validation`.",
+    )
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:

@@ -1,5 +1,6 @@
 """Where the valid and test rows come from: fractions of the rows of `data.source`, or sources of their own."""
 
+from tunesmith.core.rundir import HELD_OUT
 from tunesmith.recipe.data_source import Source, Sources
 from tunesmith.recipe.schema import DataBase
 
@@ -12,7 +13,7 @@ def own_source(data: DataBase, split: str) -> Sources | None:
 
 def all_sources(data: DataBase) -> Sources:
     """Return `data.source`, and the sources that hold only valid or only test rows."""
-    own = [found for split in ("valid", "test") if (found := own_source(data, split)) is not None]
+    own = [found for split in HELD_OUT if (found := own_source(data, split)) is not None]
     listed = [found if isinstance(found, tuple) else (found,) for found in (data.source, *own)]
     return tuple(source for sources in listed for source in sources) if own else data.source
 

@@ -146,7 +146,7 @@ def test_rows_with_the_same_prompt_stay_together(process: Process) -> None:
 
 
 def test_split_column_names_the_split(process: Process) -> None:
-    words = ["train", "valid", "test", "Validation", " DEV ", "TEST\n"]
+    words = ["training", "valid", "test", "Validation", " DEV ", "TEST\n"]
     given_rows = [{**row, "fold": words[i % 6]} for i, row in enumerate(rows(12))]
     processed = process(given_rows, split={"column": "fold"})
     assert [row.entry.split for row in processed] == ["train", "valid", "test", "valid", "valid", "test"] * 2
