@@ -16,7 +16,7 @@ _PAIRS = (
     # (name, prompt, further columns of the prompt, answer)
     ("Alpaca rows", "instruction", ("input",), "output"),
     ("Dolly rows", "instruction", ("context",), "response"),
-    ("instructions and outputs", "input", (), "output"),
+    ("inputs and outputs", "input", (), "output"),
     ("instructions and answers", "instruction", ("input", "context"), "answer"),
     ("prompts and completions", "prompt", (), "completion"),
     ("prompts and responses", "prompt", (), "response"),
