@@ -1,16 +1,21 @@
 """Warnings and errors about a dataset: control tokens, split sizes, empty splits, divided groups, double braces."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.errors import raises
 from tests.support.tiny import recipe as write_recipe
+from tests.unit.data.conftest import recipe
 
 from tunesmith.core.errors import DataError
-from tunesmith.data.dataset import Dataset, build_dataset
+from tunesmith.data.dataset import Dataset, build_dataset, empty_splits, histogram
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -116,3 +121,31 @@ def test_empty_optional_cells_are_counted(build: Build, capsys: pytest.CaptureFi
     assert sum(facts["counts"][name] for name in ("train", "valid", "test")) == 60
     assert "`n` is empty in 20 of 60 rows" in capsys.readouterr().err
     assert build(lines).facts()["empty"] == {}
+
+
+@given(st.lists(st.integers(1, 5000), max_size=60))
+def test_histogram_counts_every_length_once(lengths: list[int]) -> None:
+    processed = histogram(lengths)
+    bins = processed["histogram"]
+    assert sum(count for _, _, count in bins) == len(lengths)
+    for low, high, count in bins:
+        assert count == sum(low <= length < high for length in lengths)
+    assert all(left[1] == right[0] for left, right in pairwise(bins))
+    assert len(bins) <= 21
+    if lengths:
+        assert processed["max"] == max(lengths)
+        assert Counter(lengths)[processed["median"]]
+        assert sum(length <= processed["p95"] for length in lengths) >= 0.95 * len(lengths)
+
+
+def test_empty_splits_lists_needed_splits_without_rows() -> None:
+    default, by_column = recipe(), recipe(split={"column": "fold"})
+    assert empty_splits({"train": 1, "valid": 1, "test": 1}, default) == []
+    assert empty_splits({"train": 0, "valid": 0}, default) == ["train", "valid", "test"]
+    assert empty_splits({"train": 5, "test": 1}, recipe(split={"valid": 0})) == []
+    assert empty_splits({"train": 5, "test": 1}, recipe(split={}, valid={"file": "valid.jsonl"})) == ["valid"]
+    assert empty_splits({"train": 5, "test": 1}, by_column) == []
+    assert empty_splits({"train": 5, "valid": 1}, by_column) == ["test"]
+    for change in ({"valid_metrics": ("rougeL",)}, {"select_best_by": "token_accuracy"}):
+        changed = by_column.model_copy(update={"train": by_column.train.model_copy(update=change)})
+        assert empty_splits({"train": 5, "test": 1}, changed) == ["valid"]

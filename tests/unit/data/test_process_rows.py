@@ -1,23 +1,18 @@
 """Each row gets a split, a group and a ledger entry; it is kept, cut, dropped or filtered with a reason."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.support.errors import raises
+from tests.unit.data.conftest import recipe
 
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DataError, Interrupted
 from tunesmith.core.records import TokenizedExample, Turn
-from tunesmith.data.dataset import empty_splits, histogram
 from tunesmith.data.process_rows import ProcessedRow, process_rows
-from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -28,18 +23,6 @@ Process = Callable[..., list[ProcessedRow]]
 
 def rows(count: int = 40) -> list[Row]:
     return [{"question": f"What is {i}?", "answer": f"It is {i}.", "tree": i // 4} for i in range(count)]
-
-
-def recipe(seed: int = 0, **data: Any) -> Recipe:
-    section = {
-        "source": {"file": "rows.jsonl"}, "task": "completion", "prompt": "{question}", "response": "{answer}",
-        "split": {"valid": 0.2, "test": 0.2}, "max_dropped_fraction": 0.9, **data,
-    }  # fmt: skip
-    section = {key: value for key, value in section.items() if value is not None}
-    return Recipe.model_validate({
-        "name": "x", "model": {"base": "org/model"}, "tuning": {"method": "full"}, "train": {"learning_rate": 1e-4},
-        "data": section, "evaluate": {"metrics": ["exact_match"], "primary": "exact_match"}, "seed": seed,
-    })  # fmt: skip
 
 
 @pytest.fixture
@@ -368,34 +351,3 @@ def test_signal_interrupts_processing(process: Process, monkeypatch: pytest.Monk
     monkeypatch.setattr(interrupt, "_requested", [2])
     with pytest.raises(Interrupted):
         process()
-
-
-# --- statistics ---
-
-
-@given(st.lists(st.integers(1, 5000), max_size=60))
-def test_histogram_counts_every_length_once(lengths: list[int]) -> None:
-    processed = histogram(lengths)
-    bins = processed["histogram"]
-    assert sum(count for _, _, count in bins) == len(lengths)
-    for low, high, count in bins:
-        assert count == sum(low <= length < high for length in lengths)
-    assert all(left[1] == right[0] for left, right in pairwise(bins))
-    assert len(bins) <= 21
-    if lengths:
-        assert processed["max"] == max(lengths)
-        assert Counter(lengths)[processed["median"]]
-        assert sum(length <= processed["p95"] for length in lengths) >= 0.95 * len(lengths)
-
-
-def test_empty_splits_lists_needed_splits_without_rows() -> None:
-    default, by_column = recipe(), recipe(split={"column": "fold"})
-    assert empty_splits({"train": 1, "valid": 1, "test": 1}, default) == []
-    assert empty_splits({"train": 0, "valid": 0}, default) == ["train", "valid", "test"]
-    assert empty_splits({"train": 5, "test": 1}, recipe(split={"valid": 0})) == []
-    assert empty_splits({"train": 5, "test": 1}, recipe(split={}, valid={"file": "valid.jsonl"})) == ["valid"]
-    assert empty_splits({"train": 5, "test": 1}, by_column) == []
-    assert empty_splits({"train": 5, "valid": 1}, by_column) == ["test"]
-    for change in ({"valid_metrics": ("rougeL",)}, {"select_best_by": "token_accuracy"}):
-        changed = by_column.model_copy(update={"train": by_column.train.model_copy(update=change)})
-        assert empty_splits({"train": 5, "test": 1}, changed) == ["valid"]

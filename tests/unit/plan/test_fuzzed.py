@@ -9,7 +9,8 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from tests.support.fuzz import FORMATS, fuzzed_file, fuzzed_recipe, fuzzed_settings, good_rows
+from tests.support.fuzzed_files import FORMATS, fuzzed_file, fuzzed_settings, good_rows
+from tests.support.fuzzed_recipes import fuzzed_recipe
 from tests.support.tiny import recipe as write_recipe
 
 from tunesmith import cli
