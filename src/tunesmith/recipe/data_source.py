@@ -154,7 +154,7 @@ class Split(Section):
     )
     column: str | None = Field(
         None,
-        description="Column that holds the split of each row: `train`, `valid` or `test`, or another usual name of one, "
+        description="Column that holds the split of each row: `train`, `valid`, `test` or another usual name, "
         "such as `validation`.",
     )
 
