@@ -11,10 +11,11 @@ from tests.support.tiny import THINKING, recipe, save_model
 from tunesmith import run_recipe
 from tunesmith.cli import app
 from tunesmith.cli.boundary import run_command
+from tunesmith.core.errors import DataError
 from tunesmith.core.files import read_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate import comparison
+from tunesmith.evaluate import comparison, model_scores
 
 DATA = {
     "source": {"file": "rows.jsonl"}, "task": "chat", "prompt": "{question}", "response": "{answer}",
@@ -94,6 +95,37 @@ def test_another_template_gets_its_own_prompt(tmp_path: Path, tiny: Path, capsys
     result = compare(capsys, first, shorter)  # asked again with the limit of the first
     [folder] = (first.path / "comparisons").iterdir()
     assert len(list(read_jsonl(folder / "generations.jsonl"))) == 10
+
+
+def test_rows_that_changed_since_prepare_cannot_fill_another_template(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(tmp_path, tiny, "a", 2)
+    other = train(
+        tmp_path, tiny, "b", 2, data={**DATA, "prompt": "Please: {question}"},
+        evaluate={**EVALUATE, "max_new_tokens": 3},
+    )  # fmt: skip
+    rows = tmp_path / "rows.jsonl"
+    lines = [{**json.loads(line), "answer": ""} for line in rows.read_text().splitlines()]  # no longer usable
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert compare(capsys, first, other) == (DataError.exit_code, "not-comparable")
+
+
+def test_a_folder_named_base_is_not_the_base_of_the_run(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(tmp_path, tiny, "a", 2)
+    save_model(tmp_path / "base", "gpt2", template=THINKING)
+    opened, open_model = [], model_scores.open_model
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        opened.append(options)
+        return open_model(*arguments, **options)
+
+    monkeypatch.setattr(model_scores, "open_model", opening)
+    monkeypatch.chdir(tmp_path)
+    compare(capsys, first, "base")
+    assert [set(options) for options in opened] == [{"attention"}]
 
 
 def test_an_endpoint_answers_the_rows(

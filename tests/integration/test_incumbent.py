@@ -1,5 +1,7 @@
 """Promotion against the incumbent: a better model moves the alias; a worse one, a tie or an unknown one does not."""
 
+import multiprocessing
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ def train(steps: int, rate: float = 0.01) -> dict[str, Any]:
     return {"learning_rate": rate, "max_steps": steps, "epochs": 100, "examples_per_step": 8, "schedule": "constant"}
 
 
-def run(folder: Path, model: Path, name: str, /, **changes: Any) -> RunDir:
+def run(folder: Path, model: Path, name: str, /, *, until: str | None = None, **changes: Any) -> RunDir:
     sections = {"evaluate": PERPLEXITY, "promote": PROMOTE, **changes}
-    return run_recipe(recipe(folder, model, **sections), out=folder / name)
+    return run_recipe(recipe(folder, model, **sections), out=folder / name, until=until)
 
 
 def staged() -> int | None:
@@ -164,23 +166,60 @@ def test_an_incumbent_without_its_files_stays(tmp_path: Path, tiny: Path, good: 
     assert staged() == 1
 
 
-def test_of_two_promotions_at_once_one_wins_and_both_are_logged(
+def promote_together(folder: Path, first: bool, both: Any, moved: Any) -> None:
+    """Promote a run in a process of its own, which begins to move the alias when the other one does, too."""
+    move = Registry.move
+
+    def move_together(self: Registry, *arguments: Any, **options: Any) -> None:
+        Registry.move = move  # type: ignore[method-assign]
+        both.wait(120)
+        if not first:
+            moved.wait(120)
+        try:
+            move(self, *arguments, **options)
+        finally:
+            moved.set()
+
+    Registry.move = move_together  # type: ignore[method-assign]
+    sys.exit(run_command(app, ["promote", str(folder)]))
+
+
+def test_of_two_processes_that_promote_at_once_one_wins_and_both_are_logged(tmp_path: Path, tiny: Path) -> None:
+    run(tmp_path, tiny, "first", train=train(3))
+    runs = [run(tmp_path, tiny, name, until="evaluate", train=train(steps)) for name, steps in (("a", 24), ("b", 12))]
+    processes = multiprocessing.get_context("spawn")
+    shared = processes.Barrier(2), processes.Event()
+    started = [
+        processes.Process(target=promote_together, args=(folder.path, place == 0, *shared))
+        for place, folder in enumerate(runs)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(240)
+    assert [process.exitcode for process in started] == [0, VerdictRefused.exit_code]
+    log = Registry.default().history("tiny", "staging")
+    assert [(entry.kind, entry.before) for entry in log] == [("move", None), ("move", 1), ("refusal", staged())]
+    assert read_json(runs[0].stage("promote") / "manifest.json")["version"] == staged()
+    refused = log[-1].verdict
+    assert refused is not None
+    assert refused["primary"]["base"] == read_json(runs[0].verdict)["primary"]["tuned"]
+
+
+def test_a_refusal_is_about_the_version_that_the_alias_points_at(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, tiny, "first", train=train(3))
-    best = run(tmp_path, tiny, "best", train=train(24), promote={"model": "tiny", "alias": "candidate"})
-    move, moved = Registry.move, []
+    run(tmp_path, tiny, "weak", train=train(3))
+    run(tmp_path, tiny, "best", train=train(24))
+    log_refusal, rolled_back = Registry.log_refusal, []
 
-    def move_after_another(self: Registry, *arguments: Any, **options: Any) -> None:
-        if not moved:
-            moved.append(True)
-            move(self, "tiny", "staging", 2, verdict=read_json(best.verdict), reason=None)
-        move(self, *arguments, **options)
+    def log_after_rollback(self: Registry, *arguments: Any, **options: Any) -> None:
+        if not rolled_back:
+            rolled_back.append(self.rollback("tiny", "staging"))
+        log_refusal(self, *arguments, **options)
 
-    monkeypatch.setattr(Registry, "move", move_after_another)
-    with raises(VerdictRefused, "verdict") as refused:
-        run(tmp_path, tiny, "middle", train=train(12))
-    assert refused.value.where == "tiny@staging (version 2)"
-    assert staged() == 2
+    monkeypatch.setattr(Registry, "log_refusal", log_after_rollback)
+    middle = run(tmp_path, tiny, "middle", train=train(12))  # worse than version 2, better than version 1
+    assert read_json(middle.stage("promote") / "manifest.json")["replaced"] == 1
     log = [(entry.kind, entry.before, entry.after) for entry in Registry.default().history("tiny", "staging")]
-    assert log == [("move", None, 1), ("move", 1, 2), ("refusal", 2, 2)]
+    assert log == [("move", None, 1), ("move", 1, 2), ("rollback", 2, 1), ("move", 1, 3)]

@@ -148,8 +148,7 @@ class _Rows:
         if isinstance(model, Endpoint):
             answers = ask_endpoint(model, self.recipe, self.examples, folder)
             return answers, [{} for _ in self.examples]
-        # In quotes, because `run_model` opens a model named "base" as the run's own.
-        return ask_other_model(f"`{reference}`", model, self.recipe, self.run, folder).outputs
+        return ask_other_model(reference, model, self.recipe, self.run, folder).outputs
 
     def _stored(self, model: ModelFolder | Endpoint, digest: str) -> Path | None:
         """Return the folder with the model's scores if it is the base or the tuned model of the run, else None."""

@@ -43,7 +43,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     sets = read_sets(recipe, run, tokenizer)
     # Run all models before scoring, because only rank 0 scores, and the other ranks would wait for it.
     asked_models = {
-        name: run_model(name, model, test, run.evaluation(name), further_rows(sets, run, name))
+        name: run_model(name, model, test, run.evaluation(name), further_rows(sets, run, name), as_base=name == "base")
         for name, model in models.items()
     }
     incumbent = group.run_on_rank0(partial(find_incumbent, recipe, models["tuned"]))

@@ -33,9 +33,7 @@ def find_incumbent(recipe: Recipe, tuned: ModelFolder) -> Version | None:
     target = recipe.promote
     if target is None or "incumbent" not in target.against:
         return None
-    registry = Registry.default()
-    number = registry.alias_target(target.model, target.alias)
-    version = None if number is None else registry.resolve(f"{target.model}@{number}")
+    version = Registry.default().alias_version(target.model, target.alias)
     return None if version is None or version.facts.get("model_digest") == tuned.digest() else version
 
 

@@ -92,26 +92,36 @@ def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def run_model(name: str, model: ModelFolder, test: TestRows, folder: Path, further: FurtherRows = ()) -> list[Outputs]:
+def run_model(
+    name: str,
+    model: ModelFolder,
+    test: TestRows,
+    folder: Path,
+    further: FurtherRows = (),
+    *,
+    as_base: bool = False,
+) -> list[Outputs]:
     """Return a model's answers to the prompts, and the likelihoods of test rows: empty if no metric needs them.
 
     Args:
-        name: the role of the model: `base`, `tuned` or `incumbent`.
+        name: the name of the model in progress and logs.
         folder: the folder for its answers.
         further: the rows of further held-out sets, each with the folder for its answers. Their outputs follow.
+        as_base: load the model as training loaded its base: its own adapter merged, with the recipe's quantization and
+            new tokens.
     """
     interrupt.check()
     recipe = test.recipe
     compute, group = compute_config(recipe), current_group()
     sharding = _choose_sharding(recipe, model, compute, group)
     as_trained: dict[str, Any] = {}
-    if name == "base":  # load it as training did: its own adapter merged, with the same quantization and new tokens
+    if as_base:
         as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": test.tokenizer.new_ids}
     loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **as_trained)
     if sharding != "none":
         loaded.requires_grad_(False)
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
-    if name == "base":  # scores of a model that sees later tokens would be meaningless
+    if as_base:  # scores of a model that sees later tokens would be meaningless
         require_causal_attention(loaded, TokenDataset(test.tokens), test.tokenizer.pad_id, compute)
     outputs = [_ask(name, model, loaded, rows, rows_folder) for rows, rows_folder in ((test, folder), *further)]
     del loaded

@@ -125,7 +125,7 @@ def _row_values(recipe: Recipe, run: RunDir, task: Task, examples: Sequence[Exam
     values = {
         row.number: row.values
         for row in read_recipe_rows(recipe, run.recipe_folder)
-        if row.number in wanted and row_id(recipe.data, row.values, task.parse(row.values)) == wanted[row.number]
+        if row.number in wanted and _id_of(row.values, recipe.data, task) == wanted[row.number]
     }
     if len(values) < len(wanted):
         raise DataError(
@@ -134,6 +134,14 @@ def _row_values(recipe: Recipe, run: RunDir, task: Task, examples: Sequence[Exam
             code="not-comparable",
         )
     return [values[example.row] for example in examples]
+
+
+def _id_of(values: Mapping[str, Any], data: Data, task: Task) -> str | None:
+    """Return the id of a source row; None if the row cannot be used."""
+    try:
+        return row_id(data, values, task.parse(values))
+    except RowProblem:
+        return None
 
 
 def _turns(task: Task, values: Mapping[str, Any], reference: str, example: Example) -> tuple[Turn, ...]:

@@ -80,20 +80,23 @@ def _register(
 ) -> tuple[Version, int | None, dict[str, Any] | None]:
     """Add the tuned model and move the alias to it; return the version, the one it replaced, and the verdict on both.
 
-    A model that the alias points at already is not added again.
+    A model that the alias points at already is not added again. The alias is looked up once: the comparison, its
+    refusal and the move are about the same version, and if it is replaced meanwhile, all begin again.
     """
     target = recipe.promote
     assert target is not None
     while True:
-        before = registry.alias_target(target.model, target.alias)
-        current = None if before is None else registry.resolve(f"{target.model}@{before}")
+        current = registry.alias_version(target.model, target.alias)
         if current is not None and current.facts.get("model_digest") == facts["model_digest"] and not force:
             return current, None, None
-        gain = None if force else _gain_over_incumbent(recipe, run, tuned, registry)
-        version = registry.add(target.model, tuned.path, facts=facts)
-        if before == version.number:
-            return version, None, gain
+        before = None if current is None else current.number
         try:
+            gain = None
+            if current is not None and "incumbent" in target.against and not force:
+                gain = _gain_over(current, target, recipe, run, registry)
+            version = registry.add(target.model, tuned.path, facts=facts)
+            if before == version.number:
+                return version, None, gain
             registry.move(
                 target.model, target.alias, version.number, verdict=facts["verdict"], reason=reason, forced=force,
                 expected=before,
@@ -106,24 +109,23 @@ def _register(
             return version, before, gain
 
 
-def _gain_over_incumbent(recipe: Recipe, run: RunDir, tuned: ModelFolder, registry: Registry) -> dict[str, Any] | None:
-    """Return the verdict on the tuned model against the version that it would replace; None if there is none.
+def _gain_over(incumbent: Version, target: Promote, recipe: Recipe, run: RunDir, registry: Registry) -> dict[str, Any]:
+    """Return the verdict on the tuned model against the version that it would replace.
 
     Raises:
-        VerdictRefused: the tuned model is not better, or the two cannot be compared.
+        VerdictRefused: the tuned model is not better, or the two cannot be compared. The registry logs it.
+        TunesmithError: it is not better, but the alias does not point at this version any more.
     """
-    from tunesmith.evaluate.incumbent import compare_with_incumbent, find_incumbent  # imports torch
+    from tunesmith.evaluate.incumbent import compare_with_incumbent  # imports torch
 
-    version = find_incumbent(recipe, tuned)
-    if version is None or recipe.promote is None:
-        return None
-    name, alias = recipe.promote.model, recipe.promote.alias
+    name, alias = target.model, target.alias
     stored: dict[str, Any] | None = None
     try:
-        stored = compare_with_incumbent(recipe, run, version).to_json()
-        check_gate(stored, force=False, reason=None, where=f"{name}@{alias} (version {version.number})")
+        stored = compare_with_incumbent(recipe, run, incumbent).to_json()
+        check_gate(stored, force=False, reason=None, where=f"{name}@{alias} (version {incumbent.number})")
     except VerdictRefused as refused:
-        registry.log_refusal(name, alias, verdict=stored, reason=f"{run.path.name}: {refused.message}")
+        reason = f"{run.path.name}: {refused.message}"
+        registry.log_refusal(name, alias, incumbent.number, verdict=stored, reason=reason)
         raise
     return stored
 

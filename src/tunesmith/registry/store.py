@@ -102,11 +102,16 @@ class Registry:
                 raise _unexpected_target_error(catalog, name, alias, expected)
             catalog.append_move(Move(name, alias, "move", before, version, verdict, forced, reason, _user(), _now()))
 
-    def log_refusal(self, name: str, alias: str, *, verdict: dict[str, Any] | None, reason: str) -> None:
-        """Log that an alias was not moved, because the candidate is not better than its version."""
+    def log_refusal(self, name: str, alias: str, version: int, *, verdict: dict[str, Any] | None, reason: str) -> None:
+        """Log that an alias was not moved, because the candidate is not better than its version.
+
+        Raises:
+            TunesmithError: the alias does not point at this version any more (`alias-moved`); nothing was logged.
+        """
         with self._database.writing() as catalog:
-            number = catalog.aliases(name)[alias]
-            catalog.append_move(Move(name, alias, "refusal", number, number, verdict, False, reason, _user(), _now()))
+            if catalog.aliases(name).get(alias) != version:
+                raise _unexpected_target_error(catalog, name, alias, version)
+            catalog.append_move(Move(name, alias, "refusal", version, version, verdict, False, reason, _user(), _now()))
 
     def rollback(self, name: str, alias: str, *, reason: str | None = None) -> Version:
         """Point an alias at the version before its current one, log the move, and return that version.
@@ -145,10 +150,16 @@ class Registry:
 
     def alias_target(self, name: str, alias: str) -> int | None:
         """Return the version number that an alias points at, None if there is no such alias (`expected` of `move`)."""
+        version = self.alias_version(name, alias)
+        return None if version is None else version.number
+
+    def alias_version(self, name: str, alias: str) -> Version | None:
+        """Return the version that an alias points at, None if there is no such alias."""
         check_name(name)
         check_alias(alias)
         with self._database.reading() as catalog:
-            return catalog.aliases(name).get(alias)
+            number = catalog.aliases(name).get(alias)
+            return None if number is None else catalog.version(name, number)
 
     def verify(self, version: Version) -> None:
         """Check a version's folder against the database; raise DamagedFile, which names the file, if they differ.

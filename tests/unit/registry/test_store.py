@@ -185,6 +185,19 @@ def test_move_compares_the_expected_version_first(registry: Registry) -> None:
     assert registry.alias_target("viggo", "other") is None
 
 
+def test_a_refusal_is_logged_for_the_version_that_the_alias_points_at(registry: Registry) -> None:
+    for content in "ab":
+        add(registry, content)
+    move(registry, 1)
+    with raises(TunesmithError, "alias-moved", where="viggo@staging"):
+        registry.log_refusal("viggo", "staging", 2, verdict=None, reason="not better")
+    registry.log_refusal("viggo", "staging", 1, verdict=None, reason="not better")
+    assert [(entry.kind, entry.before, entry.after) for entry in registry.history("viggo")] == [
+        ("move", None, 1), ("refusal", 1, 1),
+    ]  # fmt: skip
+    assert registry.alias_target("viggo", "staging") == 1
+
+
 @pytest.mark.parametrize("reason", [None, "", " "])
 def test_forced_move_needs_a_reason(registry: Registry, reason: str | None) -> None:
     add(registry, "a")
