@@ -16,7 +16,7 @@ _TIMEOUT_SECONDS = 10
 class HubUnreachable(DataError):
     """The hub cannot be reached or HF_HUB_OFFLINE is set, and there is no cached copy."""
 
-    code = "hub-unreachable"
+    code = "source-unreachable"
 
 
 def resolve_commit(source: HubSource, *, folder: Path) -> str | None:
@@ -136,7 +136,7 @@ def _find_cached_commit(source: HubSource) -> str:
     if source.revision not in (None, cached):
         problem = f"HF_HUB_OFFLINE is set, and the cached copy is revision {cached} instead of {source.revision}"
         hint = f"unset HF_HUB_OFFLINE, or set revision: {cached}"
-        raise DataError(problem, where=source.hub, hint=hint, code="hub-unreachable")
+        raise DataError(problem, where=source.hub, hint=hint, code="source-unreachable")
     return str(cached)
 
 

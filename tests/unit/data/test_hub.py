@@ -102,13 +102,13 @@ def test_hub_name_does_not_match_a_folder_in_the_working_directory(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with raises(HubUnreachable, "hub-unreachable", "HF_HUB_OFFLINE"):
+    with raises(HubUnreachable, "source-unreachable", "HF_HUB_OFFLINE"):
         list(read_rows(hub("me/set"), folder=tmp_path / "recipes"))
 
 
 def test_offline_makes_no_network_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("network access"))
-    with raises(HubUnreachable, "hub-unreachable", "HF_HUB_OFFLINE", where="GEM/viggo@v2"):
+    with raises(HubUnreachable, "source-unreachable", "HF_HUB_OFFLINE", where="GEM/viggo@v2"):
         list(read_rows(hub("GEM/viggo", revision="v2"), folder=tmp_path))
 
 
@@ -134,7 +134,7 @@ def mock_hub(monkeypatch: pytest.MonkeyPatch, reply: Exception | str) -> None:
 
 def test_unreachable_hub_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mock_hub(monkeypatch, ConnectionError("Name or service not known"))
-    with raises(HubUnreachable, "hub-unreachable", "Name or service", "connection", where="GEM/viggo"):
+    with raises(HubUnreachable, "source-unreachable", "Name or service", "connection", where="GEM/viggo"):
         list(read_rows(hub("GEM/viggo"), folder=tmp_path))
     assert resolve_commit(hub("GEM/viggo"), folder=tmp_path) is None
 
@@ -180,7 +180,7 @@ def test_cache_datasets_downloads_hub_datasets(tmp_path: Path, dataset: Path, mo
     cache_datasets((local, hub("me/far", revision="main", config="c")), folder=tmp_path)
     assert calls == [("hf://datasets/me/far", {"name": "c", "revision": COMMIT})], "a local dataset is not downloaded"
     mock_hub(monkeypatch, ConnectionError("Name or service not known"))
-    with raises(HubUnreachable, "hub-unreachable", where="me/far"):
+    with raises(HubUnreachable, "source-unreachable", where="me/far"):
         cache_datasets(hub("me/far"), folder=tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_cached_dataset_is_read_offline(tmp_path: Path, cached: None) -> None:
 
 
 def test_cached_copy_of_another_revision_is_refused(tmp_path: Path, cached: None) -> None:
-    with raises(DataError, "hub-unreachable", COMMIT, "b" * 40):
+    with raises(DataError, "source-unreachable", COMMIT, "b" * 40):
         list(read_rows(hub("me/cached", revision="b" * 40), folder=tmp_path))
 
 
