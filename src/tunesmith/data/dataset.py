@@ -40,6 +40,8 @@ from tunesmith.recipe.schema import Data, Recipe
 from tunesmith.tasks.base import Task, is_empty_cell
 from tunesmith.tasks.cells import MISSING, InvalidJson, find_cell
 
+_ROWS_WITH_DATE = 20  # of so many first rows it is found out whether the chat template writes the date into them
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -246,12 +248,16 @@ def _read_all(
         DataError: see `process_rows`.
     """
     rows: list[SpooledRow] = []
+    dated: str | None = None
     for text in matched_files(all_sources(recipe.data), folder=folder):
         remark(text)
     counter, empty = DropCounter(), dict.fromkeys(sorted(optional_columns(recipe.data)), 0)
     source_rows = _count_empty(read_recipe_rows(recipe, folder), recipe, empty, remark)
     for encoded in process_in_parallel(recipe, task, model, source_rows):
         counter.count(encoded.entry, encoded.notes)
+        if dated is None and encoded.example and len(rows) < _ROWS_WITH_DATE:
+            turns = Example.from_json(json.loads(encoded.example)).turns
+            dated = encoded.entry.where if task.changes_daily(turns) else None
         rows.append(spool.add(encoded))
         on_row(encoded.entry.row)
     counter.check(recipe)
@@ -259,6 +265,9 @@ def _read_all(
         remark(f"`{column}` is empty in {count:,} of {rows[-1].entry.row:,} rows")
     if warning := control_token_warning(control_tokens := counter.control_tokens(), recipe.data):
         remark(f"warning: {warning}")
+    if dated is not None:
+        remedy = "set data.template_date, so that training, evaluation and serving have the same one"
+        remark(f"warning: the chat template writes the current date into rows, such as {dated}; {remedy}")
     return rows, control_tokens, empty
 
 

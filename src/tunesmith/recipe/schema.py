@@ -4,6 +4,7 @@ Key names contain their units. `tuning`, `data` and `launch` are unions, discrim
 `data.source` is one discriminated by its key, so that keys without meaning for the chosen kind are errors.
 """
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -176,6 +177,11 @@ class ChatData(AnswerData):
         {},
         description="Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation, "
         "`generate` and `chat` alike.",
+    )
+    template_date: date | None = Field(
+        None,
+        description="The date that a chat template writes as today's, such as 2026-05-01, in training, evaluation, "
+        "`generate` and `chat` alike; default the current date.",
     )
 
     @model_validator(mode="after")

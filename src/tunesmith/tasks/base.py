@@ -86,6 +86,10 @@ class Task(ABC):
         """Return the first control token in a row's text, which is encoded as plain text; None if there is none."""
         return None
 
+    def changes_daily(self, turns: Sequence[Turn]) -> bool:
+        """Return whether the ids of a row depend on the current date, because the chat template writes it."""
+        return False
+
     @abstractmethod
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the token ids that the model generates an answer from: all before the last trained turn."""

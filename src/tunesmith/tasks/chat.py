@@ -27,6 +27,7 @@ from tunesmith.tasks.base import (
     fill_template,
     is_empty_cell,
 )
+from tunesmith.tasks.chat_template import DATE_FUNCTION
 from tunesmith.tasks.conversation import ConversationRenderer
 from tunesmith.tasks.messages import parse_messages
 from tunesmith.tasks.reasoning import THOUGHT, find_thought, without_thought
@@ -43,17 +44,26 @@ class ChatTask(Task):
             raise RecipeError("the model has no chat template", where="data.task", code="no-chat-template", hint=hint)
         self._data = data
         self._tokenizer = tokenizer
-        masked = data.reasoning == "mask"
-        self._renderer = ConversationRenderer(tokenizer, data.template_arguments, masks_thoughts=masked)
-        for key in ("template_arguments", "tools"):
-            names = data.template_arguments if key == "template_arguments" else [key] if data.tools else []
-            if unread := tokenizer.unread_by_chat_template(names, with_tools=bool(data.tools)):
-                where = f"data.{key}.{unread[0]}" if key == "template_arguments" else f"data.{key}"
-                message = f"the model's chat template never reads the variable `{unread[0]}`"
-                raise RecipeError(message, where=where, code="no-effect")
+        date = {DATE_FUNCTION: data.template_date.strftime} if data.template_date else {}
+        self._renderer = ConversationRenderer(
+            tokenizer, {**data.template_arguments, **date}, masks_thoughts=data.reasoning == "mask"
+        )
+        self._refuse_unread_variables()
         self._fixed_tools = self._read_fixed_tools()
         stops = [self._renderer.stop_id, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])]
         self.stop_ids = tuple(dict.fromkeys(stops))
+
+    def _refuse_unread_variables(self) -> None:
+        """Raise RecipeError if the recipe sets a variable that the chat template never reads."""
+        data = self._data
+        variables = {f"data.template_arguments.{name}": name for name in data.template_arguments}
+        variables |= {"data.tools": "tools"} if data.tools else {}
+        variables |= {"data.template_date": DATE_FUNCTION} if data.template_date else {}
+        unread = self._tokenizer.unread_by_chat_template(variables.values(), with_tools=bool(data.tools))
+        for where, name in variables.items():
+            if name in unread:
+                message = f"the model's chat template never reads the variable `{name}`"
+                raise RecipeError(message, where=where, code="no-effect")
 
     def _read_fixed_tools(self) -> str:
         """Return the recipe's list of tools as JSON text; empty if the rows have them, or there are none."""
@@ -158,12 +168,12 @@ class ChatTask(Task):
         trained = [False] * len(ids)
         for index in (index for index, turn in enumerate(turns) if turn.trained):
             prefix_at, stop_at = group_at[index] + 2, group_at[index + 1]
+            hint = "set data.train_on: last" if index < len(turns) - 1 else ""
             if not spans[prefix_at].starts_generation:
-                raise RowProblem(differs.format("beginning of an answer"), code="template-differs")
+                raise RowProblem(differs.format("prompt of an answer"), code="template-differs", hint=hint)
             if not spans[stop_at].text:
-                hint = "; set data.train_on: last" if index < len(turns) - 1 else ""
-                reason = f"the chat template has no stop token after every turn of the assistant{hint}"
-                raise RowProblem(reason, code="no-stop-token")
+                reason = "the chat template has no stop token after every turn of the assistant"
+                raise RowProblem(reason, code="no-stop-token", hint=hint)
             is_masked = self._data.reasoning == "mask" and THOUGHT in turns[index].keys
             answer_at = prefix_at + 3 if is_masked else prefix_at  # after the prefix, the thought and its closing
             first, last = starts[answer_at], starts[stop_at + 1]
@@ -186,10 +196,16 @@ class ChatTask(Task):
         find = self._tokenizer.find_control_token
         return next(filter(None, (find(turn.full_text, allow_markup=turn.role == "assistant") for turn in turns)), None)
 
+    def changes_daily(self, turns: Sequence[Turn]) -> bool:
+        """Return whether the ids of a row depend on the current date, because the chat template writes it."""
+        tools, turns = self._split_off_tools(turns)
+        return self._data.template_date is None and self._renderer.writes_date(turns, tools)
+
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids up to the assistant's last answer."""
         tools, turns = self._split_off_tools(turns)
         before_answer = turns[:-1] if turns[-1].role == "assistant" else turns
+        before_answer = [replace(turn, trained=False) for turn in before_answer]
         return self._tokenizer.encode(_join(self._renderer.spans(before_answer, tools, generation=True))).ids
 
     def encode_conversation(self, turns: Sequence[Turn]) -> list[int]:

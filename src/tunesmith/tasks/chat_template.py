@@ -16,6 +16,9 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+DATE_FUNCTION = "strftime_now"
+"""The variable by which templates write the current date: a function of a format. Arguments may replace it."""
+
 
 class ChatTemplate:
     """A compiled chat template. It is a program of the model's author, so it runs in a sandbox.
@@ -28,7 +31,10 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         environment = _environment()
         self._template = environment.from_string(source)
-        self._read = meta.find_undeclared_variables(environment.parse(source))
+        # The functions of templates are variables too, which arguments may replace.
+        names = {node.name for node in environment.parse(source).find_all(nodes.Name) if node.ctx == "load"}
+        undeclared = meta.find_undeclared_variables(environment.parse(source))
+        self._read = undeclared | (names & environment.globals.keys())
         # One dictionary, because Jinja's `render` would merge three of them for each conversation.
         self._variables = {**self._template.globals, "documents": None, **variables}
 
@@ -107,7 +113,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     extensions = [_Generation, loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
-    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    functions = {"raise_exception": _raise_exception, DATE_FUNCTION: _strftime_now}
     environment.globals |= {**functions, "dict": _Dict(), "namespace": _SafeNamespace}
     return environment
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.errors import raises
+from tests.support.tiny import CHATML, make_tokenizer, write_rows
 from tests.support.tiny import recipe as write_recipe
 from tests.unit.data.conftest import recipe
 
@@ -53,6 +54,20 @@ def test_rows_that_contain_control_tokens_give_a_warning(build: Build, capsys: p
     control_tokens = build(lines).facts()["control_tokens"]
     assert control_tokens == {"rows": 9, "token": "<|im_end|>", "first": "own.jsonl:6"}
     assert "warning: 9 rows" in capsys.readouterr().err
+
+
+def test_template_that_writes_the_date_gives_a_warning(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = make_tokenizer("{{ strftime_now('%Y-%m-%d') }}" + CHATML)
+    for date, is_warned in ((None, True), ("2026-05-01", False)):
+        section = {"task": "chat", "prompt": "{question}", "response": "{answer}", "template_date": date}
+        path = write_recipe(tmp_path, tokenizer_folder, data={"source": {"file": "rows.jsonl"}, **section})
+        recipe = load_recipe(path)
+        write_rows(tmp_path / "rows.jsonl")
+        dataset = build_dataset(recipe, task_for(recipe.data, TokenizerAdapter(tokenizer)), folder=tmp_path)
+        assert any("data.template_date" in remark for remark in dataset.remarks) == is_warned
+        assert ("data.template_date" in capsys.readouterr().err) == is_warned
 
 
 def test_split_that_deviates_from_its_fraction_gives_a_warning(

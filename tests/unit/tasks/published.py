@@ -1,50 +1,27 @@
-"""Tiny tokenizers with published chat templates, and with templates of ours in the style of others that write tools.
+"""Tiny tokenizers with published chat templates, and random conversations for them.
 
-`MISTRAL`, `PHI_4` and `SMOLLM` are written for these tests after the behaviour of Mistral Nemo, Phi-4-mini and SmolLM3:
-calls that begin with a special token and need identifiers of nine characters; results escaped as JSON; an empty thought
-in every answer unless the model is to think.
+`PHI_4_MINI` is written for these tests after the behaviour of Phi-4-mini, which escapes results as JSON.
 """
 
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, tzinfo
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest.mock import patch
 
 from tests.unit.tasks.families import byte_level, chat_data, markup, special, wrapped
+from transformers.utils import chat_template_utils
 
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
+DATE = date(2026, 5, 1)
 _FOLDER = Path(__file__).parents[2] / "support" / "chat_templates"
-MISTRAL = """
-{{- bos_token }}
-{%- set asked = messages | selectattr('role', 'equalto', 'user') | list %}
-{%- for m in messages %}
-    {%- if m.role == 'user' %}
-        {%- if tools is not none and m == asked[-1] %}
-            {{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}
-        {%- endif %}
-        {{- '[INST]' + m.content + '[/INST]' }}
-    {%- elif m.tool_calls is defined and m.tool_calls is not none %}
-        {{- '[TOOL_CALLS][' }}
-        {%- for call in m.tool_calls %}
-            {%- if call.id is not defined or call.id | length != 9 %}{{ raise_exception('nine characters') }}{% endif %}
-            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + ('' if loop.last else ', ') }}
-        {%- endfor %}
-        {{- ']' + eos_token }}
-    {%- elif m.role == 'assistant' %}
-        {{- m.content + eos_token }}
-    {%- elif m.role == 'tool' %}
-        {{- '[TOOL_RESULTS]{"content": ' + m.content + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
-    {%- else %}
-        {{- raise_exception('no such role') }}
-    {%- endif %}
-{%- endfor %}
-"""
-PHI_4 = """
+PHI_4_MINI = """
 {%- for m in messages %}
     {%- if m.role == 'tool' %}
         {{- '<|tool_response|>' + (m.content | tojson) + '<|end|>' }}
@@ -59,18 +36,12 @@ PHI_4 = """
 {%- endfor %}
 {{- '<|assistant|>' if add_generation_prompt else eos_token }}
 """
-SMOLLM = """
-{%- set thinks = enable_thinking is not defined or enable_thinking %}
-{%- set begin = '<|im_start|>assistant\n' + ('' if thinks else '<think>\n\n</think>\n') %}
-{{- '<|im_start|>system\nReasoning: ' + (thinks | string) + '\n' }}
-{{- messages[0].content if messages[0].role == 'system' else 'Help.' }}{{ '<|im_end|>\n' }}
-{%- for m in messages %}
-    {%- if m.role == 'assistant' %}{{ begin + m.content.lstrip('\n') + '<|im_end|>\n' }}
-    {%- elif m.role == 'user' %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{{- begin if add_generation_prompt }}
-"""
+
+
+class _FixedDate(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(DATE.year, DATE.month, DATE.day, tzinfo=tz)
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +65,8 @@ class Published:
     arguments: tuple[dict[str, Any], ...] = ({},)
     every_answer: bool = True
     """Whether every answer begins as in generation, so that all can be trained on."""
+    extends_prompt: bool = True
+    """Whether the ids of a conversation always begin with those of the prompt for its last answer."""
 
     @cached_property
     def hf_tokenizer(self) -> Any:
@@ -108,19 +81,39 @@ class Published:
         return TokenizerAdapter(self.hf_tokenizer)
 
     def task(self, **changes: Any) -> ChatTask:
+        if "strftime_now" in self.hf_tokenizer.chat_template:
+            changes.setdefault("template_date", DATE)
         return ChatTask(chat_data(messages="m", **changes), self.tokenizer)
 
     def own_text(self, messages: Sequence[Any], tools: Any, **arguments: Any) -> str:
-        text: str = self.hf_tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, tokenize=False, **arguments
-        )
+        text: str = self._apply(messages, tools, tokenize=False, **arguments)
         return text
 
     def own_ids(self, messages: Sequence[Any], tools: Any, **arguments: Any) -> list[int]:
-        ids: list[int] = self.hf_tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, tokenize=True, return_dict=False, **arguments
-        )
+        ids: list[int] = self._apply(messages, tools, tokenize=True, return_dict=False, **arguments)
         return ids
+
+    def _apply(self, messages: Sequence[Any], tools: Any, **arguments: Any) -> Any:
+        with patch.object(chat_template_utils, "datetime", _FixedDate):
+            return self.hf_tokenizer.apply_chat_template(list(messages), tools=tools or None, **arguments)
+
+    def own_answer(self, messages: Sequence[Any], tools: Any, **arguments: Any) -> str:
+        """Return the template's text from the prompt for the last answer to the end of the conversation."""
+        prompt = self.own_text(messages[:-1], tools, add_generation_prompt=True, **arguments)
+        whole = self.own_text(messages, tools, **arguments)
+        if not whole.startswith(prompt) and messages[0]["role"] == "system":  # Mistral's lacks the system turn now
+            return self.own_answer(messages[1:], tools, **arguments)
+        assert whole.startswith(prompt)
+        return whole[len(prompt) :]
+
+    def ids_after_prompt(self, messages: Sequence[Any], tools: Any, **arguments: Any) -> list[int]:
+        """Return the ids of a conversation that begin with those of the prompt: transformers' own if they do."""
+        prompt = self.own_ids(messages[:-1], tools, add_generation_prompt=True, **arguments)
+        own = self.own_ids(messages, tools, **arguments)
+        if own[: len(prompt)] == prompt or self.extends_prompt:
+            return own
+        answer: list[int] = self.hf_tokenizer.encode(self.own_answer(messages, tools, **arguments))
+        return prompt + answer
 
 
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -140,15 +133,36 @@ PUBLISHED_TEMPLATES = {
         Published("gemma", ("<bos>", "<start_of_turn>", "<eos>", "<end_of_turn>"), has_system=False),
         Published("phi3", ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>", "<|end|>")),
         Published(
-            "mistral", ("<s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]",
-            "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "</s>"), template=MISTRAL, calls=2, has_system=False,
+            "mistral_nemo", ("<s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]",
+            "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "</s>"), calls=2, every_answer=False, extends_prompt=False,
         ),
         Published(
-            "phi_4", ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>",
-            "<|/tool_call|>", "<|tool_response|>", "<|endoftext|>", "<|end|>"), template=PHI_4, calls=2,
+            "mistral_small_3_2", ("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]",
+            "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[TOOL_RESULTS]",
+            "[TOOL_CONTENT]", "[/TOOL_RESULTS]", "</s>"), calls=2, every_answer=False,
+        ),
+        Published("phi3_5", ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>", "<|end|>")),
+        Published("phi4", ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"), markups=_TAGS[:2]),
+        Published("smollm3", _CHATML, markups=_TAGS[:2], arguments=({}, {"enable_thinking": False})),
+        Published(
+            "qwen3_5", _CHATML, markups=_TAGS, calls=3, text_with_calls=True, every_answer=False, extends_prompt=False,
+            arguments=({}, {"enable_thinking": False}),
+        ),
+        Published(
+            "granite4", ("<|pad|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"), markups=_TAGS[2:],
+            calls=3, text_with_calls=True,
+        ),
+        # After a system turn, the template ends the last result in generation only.
+        Published("bielik3", _CHATML, markups=_TAGS[2:], calls=2, has_system=False, extends_prompt=False),
+        Published(
+            "gptoss", ("<|startoftext|>", "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>",
+            "<|call|>", "<|return|>"), every_answer=False, arguments=({}, {"reasoning_effort": "high"}),
+        ),
+        Published(
+            "phi_4_mini", ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>",
+            "<|/tool_call|>", "<|tool_response|>", "<|endoftext|>", "<|end|>"), template=PHI_4_MINI, calls=2,
             text_with_calls=True,
         ),
-        Published("smollm", _CHATML, template=SMOLLM, markups=_TAGS[:2], arguments=({}, {"enable_thinking": False})),
     )
 }  # fmt: skip
 
@@ -193,7 +207,7 @@ def generated(template: Published, seed: int) -> tuple[list[dict[str, Any]], lis
     tools = [tool(n) for n in range(draw.randint(1, 3))] if template.calls and draw.random() < 0.8 else []
     messages: list[dict[str, Any]] = []
     if template.has_system and draw.random() < 0.5:
-        messages.append({"role": "system", "content": text()})
+        messages.append({"role": "system", "content": f"S: {text()}"})
     for turn in range(draw.randint(1, 3)):
         messages.append({"role": "user", "content": f"{turn}: {text()}"})
         if template.calls and draw.random() < 0.6:

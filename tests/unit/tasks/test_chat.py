@@ -62,8 +62,9 @@ def test_stop_tokens_are_context_without_train_on_end(family: Family) -> None:
 def test_every_answer_is_trained_if_the_template_ends_every_turn(family: Family) -> None:
     turns = conversation(*LONG)
     if not family.every_turn_ends:
-        with row_problem("no-stop-token", "data.train_on: last"):
+        with row_problem("no-stop-token") as caught:
             family.task().render(turns)
+        assert "data.train_on: last" in caught.value.hint
         return
     tokens = family.task().render(turns)
     runs = [
@@ -119,8 +120,16 @@ def test_no_token_crosses_from_the_prompt_into_the_answer(chatml: Family) -> Non
     tokens = task.render(turns)
     prompt = task.encode_prompt(turns)
     assert list(tokens.input_ids) != chatml.own_ids(turns), "otherwise the tokenizer does not merge line breaks"
-    assert list(tokens.input_ids[: len(prompt)]) == prompt
+    assert prompt == chatml.own_ids(turns[:-1], generation=True)
+    assert chatml.tokenizer.decode(tokens.input_ids).startswith(chatml.tokenizer.decode(prompt))
     assert chatml.runs(tokens.input_ids, tokens.trained) == ["\n\n  two<|im_end|>", "\n\nfour<|im_end|>"]
+
+
+def test_only_trained_answers_are_encoded_apart_from_what_is_before_them(chatml: Family) -> None:
+    turns = conversation("one", "\n\n  two", "three", "four", train_on="last")
+    tokens = chatml.task().render(turns)
+    assert list(tokens.input_ids) == chatml.own_ids(turns)
+    assert chatml.task().encode_prompt(turns) == chatml.own_ids(turns[:-1], generation=True)
 
 
 def test_stop_token_is_trained_if_it_is_also_the_padding(chatml: Family) -> None:

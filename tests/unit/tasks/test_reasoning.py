@@ -10,7 +10,7 @@ from tests.unit.tasks.families import FAMILIES
 from tests.unit.tasks.published import PUBLISHED_TEMPLATES, Published, generated
 
 CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
-TEMPLATES = ("qwen2_5", "qwen3", "phi_4", "smollm")
+TEMPLATES = ("qwen2_5", "qwen3", "phi_4_mini", "smollm3")
 
 
 def with_thoughts(messages: list[dict[str, Any]], seed: int, *, native: bool) -> list[dict[str, Any]]:

@@ -119,6 +119,20 @@ def test_every_answer_of_a_conversation_is_trained(name: str) -> None:
             assert answer["content"].strip() in run
 
 
+def test_earlier_answer_is_refused_if_its_prompt_had_other_text() -> None:
+    mistral = PUBLISHED_TEMPLATES["mistral_nemo"]
+    row = {
+        "m": [{**ASKED, "content": "Hi"}, ANSWER, ASKED, ANSWER],
+        "t": [TOOL],
+    }  # the template writes tools before the last question only
+    every, last = mistral.task(tools="t"), mistral.task(tools="t", train_on="last")
+    with row_problem("template-differs") as caught:
+        every.render(every.parse(row))
+    assert "data.train_on: last" in caught.value.hint
+    assert trained_runs(mistral, last, row) == ["No.</s>"]
+    assert trained_runs(mistral, every, {**row, "t": None}) == ["No.</s>", "No.</s>"]
+
+
 def test_tools_of_the_recipe_and_of_a_column_are_the_same_prompt(qwen: Published) -> None:
     row = {"m": [ASKED, called()], "t": json.dumps([FUNCTION])}
     fixed, column = qwen.task(tools=(FUNCTION,)), qwen.task(tools="t")
