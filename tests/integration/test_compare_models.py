@@ -15,7 +15,8 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.files import read_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate import comparison, model_scores
+from tunesmith.evaluate import model_scores
+from tunesmith.evaluate.run_rows import RunRows
 
 DATA = {
     "source": {"file": "rows.jsonl"}, "task": "chat", "prompt": "{question}", "response": "{answer}",
@@ -48,7 +49,7 @@ def test_runs_and_models_are_compared_pairwise(
 ) -> None:  # fmt: skip
     first, second = runs
     with monkeypatch.context() as patched:
-        patched.setattr(comparison, "ask_other_model", None)  # stored scores are enough for runs and their base
+        patched.setattr(RunRows, "ask", None)  # stored scores are enough for runs and their base
         result = compare(capsys, first, second, tiny, "--rows", 2)
         same = compare(capsys, f"run:{first}#2", first)["models"]
         assert same[0]["scores"] == same[1]["scores"]
@@ -74,7 +75,7 @@ def test_runs_and_models_are_compared_pairwise(
     assert set(result["pairs"][0]["metrics"]) == {"rougeL"}  # another chat template: no comparable likelihood
     assert result["pairs"][0]["primary"]["confidence"] == 0.95
     before = {path: path.stat().st_mtime_ns for path in (first.path / "comparisons").rglob("*") if path.is_file()}
-    monkeypatch.setattr(comparison, "ask_other_model", None)
+    monkeypatch.setattr(RunRows, "ask", None)
     assert compare(capsys, checkpoint, other, "--on", first) == result
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

@@ -1,5 +1,6 @@
 """Promotion against the incumbent: a better model moves the alias; a worse one, a tie or an unknown one does not."""
 
+import json
 import multiprocessing
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith.core.errors import VerdictRefused
 from tunesmith.core.files import read_json
 from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
+from tunesmith.evaluate.run_rows import RunRows
 
 PERPLEXITY = {"metrics": ["perplexity", "rougeL"], "primary": "perplexity", "rows": 12, "max_new_tokens": 6}
 PROMOTE = {"model": "tiny"}
@@ -50,7 +52,7 @@ def test_a_worse_model_does_not_replace_a_better_incumbent(
     worse = RunDir(tmp_path / "worse")
     assert refused.value.where == "tiny@staging (version 1)"
     assert read_json(worse.verdict)["verdict"] == "better"  # than the base
-    against = read_json(worse.incumbent("tiny@1") / "verdict.json")
+    against = read_json(worse.incumbent("tiny@1"))
     assert against["verdict"] == "not_better"
     assert against["primary"]["base"] == read_json(good.verdict)["primary"]["tuned"]
     assert staged() == 1
@@ -94,7 +96,7 @@ def test_a_tie_does_not_move_the_alias(tmp_path: Path, tiny: Path) -> None:
     run(tmp_path, tiny, "first", train=train(1, 1e-9), evaluate=evaluate, promote=forced)
     with raises(VerdictRefused, "verdict"):  # both write the same answers
         run(tmp_path, tiny, "second", train=train(2, 1e-9), evaluate=evaluate, promote=forced)
-    against = read_json(RunDir(tmp_path / "second").incumbent("tiny@1") / "verdict.json")
+    against = read_json(RunDir(tmp_path / "second").incumbent("tiny@1"))
     assert (against["verdict"], against["primary"]["gain"]) == ("cannot_tell", 0.0)
     assert staged() == 1
 
@@ -107,9 +109,9 @@ def test_only_the_base_counts_if_the_recipe_asks_for_it(tmp_path: Path, tiny: Pa
 
 def test_the_base_in_staging_is_not_asked_again(tmp_path: Path, tiny: Path, good: RunDir) -> None:
     second = run(tmp_path, tiny, "second", model={"base": "tiny@staging", "precision": "fp32"}, train=train(16, 0.003))
-    own, against = read_json(second.verdict), read_json(second.incumbent("tiny@1") / "verdict.json")
+    own, against = read_json(second.verdict), read_json(second.incumbent("tiny@1"))
     assert against["primary"] == own["primary"]
-    assert not (second.incumbent("tiny@1") / "generations.jsonl").exists()
+    assert not (second.path / "comparisons").exists()
     assert staged() == 2
 
 
@@ -125,7 +127,7 @@ def test_the_incumbent_gets_its_own_template_and_tokenizer(tmp_path: Path, tiny:
     second = {**data, "task": "chat", "prompt": "Please: {question}", "response": "{answer}"}
     with raises(VerdictRefused, "verdict"):
         run(tmp_path, tiny, "second", data=second, evaluate=ROUGE, promote=only, train=train(3))
-    folder = RunDir(tmp_path / "second").incumbent("tiny@1")
+    [folder] = (tmp_path / "second" / "comparisons").iterdir()
     answers = list(read_jsonl(folder / "generations.jsonl"))
     own = {
         line["id"]: line for line in read_jsonl(RunDir(tmp_path / "second").evaluation("tuned") / "generations.jsonl")
@@ -135,9 +137,31 @@ def test_the_incumbent_gets_its_own_template_and_tokenizer(tmp_path: Path, tiny:
         assert line["prompt"].endswith(" =>")
         assert own[line["id"]]["prompt"] == f"Please: {line['prompt'].removesuffix(' =>')}"
         assert own[line["id"]]["reference"] == line["reference"]
-    verdict = read_json(folder / "verdict.json")
+    verdict = read_json(RunDir(tmp_path / "second").incumbent("tiny@1"))
     assert set(verdict["metrics"]) == {"rougeL"}
     assert any("perplexity" in reason for reason in verdict["reasons"])
+
+
+def test_the_incumbent_gives_as_many_samples_as_the_tuned_model(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = {**ROUGE, "metrics": ["rougeL", "bleu"], "samples": 2, "sampling": {"temperature": 1.0}}
+    only = {**PROMOTE, "against": ["incumbent"]}
+    first = run(tmp_path, tiny, "first", evaluate=evaluate, promote=only, train=train(3))
+    second = run(tmp_path, tiny, "second", until="evaluate", evaluate=evaluate, promote=only, train=train(12))
+    own, against = read_json(first.verdict), read_json(second.incumbent("tiny@1"))
+    assert against["primary"]["base"] == own["primary"]["tuned"]  # the same samples, as their seeds are the same
+    assert against["corpus"]["bleu"]["base"] == own["corpus"]["bleu"]["tuned"]
+    assert against["corpus"]["bleu"]["answers"] == against["health"]["base"]["rows"] == 16
+    assert against["corpus"]["bleu"]["tuned"] == read_json(second.verdict)["corpus"]["bleu"]["tuned"]
+    assert "tiny@1" in next(line for line in second.report.read_text().splitlines() if "Corpus" in line)
+    monkeypatch.setattr(RunRows, "ask", None)  # `compare` finds the answers that evaluation stored
+    capsys.readouterr()
+    assert run_command(app, ["compare", "tiny@1", str(second.path), "--on", str(second.path), "--json"]) == 0
+    [pair] = json.loads(capsys.readouterr().out)["pairs"]
+    assert {name: pair[name] for name in ("primary", "corpus", "health")} == {
+        name: against[name] for name in ("primary", "corpus", "health")
+    }
 
 
 def test_an_incumbent_that_cannot_be_compared_stays_unless_forced(tmp_path: Path, tiny: Path) -> None:

@@ -125,13 +125,17 @@ class RunDir:
         return self.stage("evaluate") / name
 
     def incumbent(self, version: str) -> Path:
-        """Return the folder of the comparison with a version of the registry, such as `viggo@3`."""
-        return self.path / "incumbents" / version
+        """Return the file of the verdict on the tuned model against a version of the registry, such as `viggo@3`."""
+        return self.path / "incumbents" / f"{version}.json"
 
     @property
     def incumbent_verdicts(self) -> list[Path]:
-        """The verdicts of the comparisons with versions of the registry; the name of the folder is the version."""
-        return sorted((self.path / "incumbents").glob("*/verdict.json"))
+        """The files of all verdicts against versions of the registry; the name without its suffix is the version."""
+        return sorted((self.path / "incumbents").glob("*.json"))
+
+    def comparison(self, digest: str) -> Path:
+        """Return the folder with the answers and scores of a model that the run did not train, by its digest."""
+        return self.path / "comparisons" / digest[:16]
 
     def further_set(self, name: str) -> "RunDir":
         """Return the folder of a further held-out set of `evaluate.also`; its rows lie in it as those of a run do."""

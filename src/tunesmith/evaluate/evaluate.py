@@ -12,7 +12,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.further_sets import further_rows, judge_sets, read_sets
-from tunesmith.evaluate.incumbent import ask_incumbent, find_incumbent, judge_incumbent
+from tunesmith.evaluate.incumbent import find_incumbent
+from tunesmith.evaluate.incumbent_verdict import IncumbentComparison
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.model_outputs import response_stats
 from tunesmith.evaluate.model_scores import TestRows, evaluation_conditions, run_model, write_scores
@@ -46,14 +47,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         name: run_model(name, model, test, run.evaluation(name), further_rows(sets, run, name), as_base=name == "base")
         for name, model in models.items()
     }
-    incumbent = group.run_on_rank0(partial(find_incumbent, recipe, models["tuned"]))
-    asked = None
-    if incumbent is not None:
-        try:
-            asked = ask_incumbent(recipe, run, incumbent)
-        except VerdictRefused as refusal:  # the verdict on the base stands; `promote` refuses
-            log(f"warning: {refusal}")
-            incumbent = None
+    incumbent = _ask_incumbent(recipe, run, models["tuned"].digest())
     if not group.is_rank0:
         return {}
     outputs = {name: asked_model[0] for name, asked_model in asked_models.items()}
@@ -76,5 +70,19 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         run.stage("evaluate"), stage="evaluate", inputs=stage_inputs, seconds=seconds, verdict=outcome
     )
     if incumbent is not None:
-        judge_incumbent(recipe, run, incumbent, asked)
+        incumbent.judge()
     return manifest
+
+
+def _ask_incumbent(recipe: Recipe, run: RunDir, tuned: str) -> IncumbentComparison | None:
+    """Let the version answer that a promotion would replace; return None if there is none, or if it cannot."""
+    version = current_group().run_on_rank0(partial(find_incumbent, recipe, tuned))
+    if version is None:
+        return None
+    try:
+        comparison = IncumbentComparison(recipe, run, version)
+        comparison.ask()
+    except VerdictRefused as refusal:  # the verdict on the base stands; `promote` refuses
+        log(f"warning: {refusal}")
+        return None
+    return comparison

@@ -116,7 +116,7 @@ def _gain_over(incumbent: Version, target: Promote, recipe: Recipe, run: RunDir,
         VerdictRefused: the tuned model is not better, or the two cannot be compared. The registry logs it.
         TunesmithError: it is not better, but the alias does not point at this version any more.
     """
-    from tunesmith.evaluate.incumbent import compare_with_incumbent  # imports torch
+    from tunesmith.evaluate.incumbent_verdict import compare_with_incumbent  # imports torch
 
     name, alias = target.model, target.alias
     stored: dict[str, Any] | None = None

@@ -52,7 +52,7 @@ def collect(run: RunDir) -> RunView:
         verdict=verdict,
         answers=_answers(files, verdict),
         incumbents={
-            path.parent.name: compared
+            path.stem: compared
             for path in run.incumbent_verdicts
             if (compared := files.read(path, read_verdict)) is not None
         },

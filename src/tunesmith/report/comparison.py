@@ -23,7 +23,7 @@ class ComparedModel:
     Attributes:
         name: the reference that the user gave.
         scores: the lines of `scores.jsonl`, in the order of the rows.
-        answers: the lines of `generations.jsonl`, in the order of the rows; None for a row that was not asked.
+        answers: the lines of `generations.jsonl` of each row, one for each sample; none for a row that was not asked.
         health: counts of empty, cut-off and failed answers.
         reads_run_tokens: whether it has likelihoods of the same tokens as the models of the run.
     """
@@ -31,7 +31,7 @@ class ComparedModel:
     name: str
     digest: str
     scores: tuple[Mapping[str, Any], ...]
-    answers: tuple[Mapping[str, Any] | None, ...]
+    answers: tuple[tuple[Mapping[str, Any], ...], ...]
     health: Mapping[str, int]
     reads_run_tokens: bool
 
@@ -81,7 +81,10 @@ class ModelComparison:
                 {
                     "row": self.examples[place].row,
                     "reference": self.references[place],
-                    "predictions": {model.name: _prediction(model.answers[place]) for model in self.models},
+                    "predictions": {
+                        model.name: _prediction(model.answers[place][0]) if model.answers[place] else None
+                        for model in self.models
+                    },
                 }
                 for place in self._shown(rows)
             ],
@@ -95,6 +98,9 @@ class ModelComparison:
         if len(self.pairs) > 1:
             level = f"{100 * self.confidence:g} %"
             sentences.append(f"The intervals of all {len(self.pairs)} pairs hold together at {level} (Bonferroni).")
+        named = [(self.models[pair.first].name, self.models[pair.second].name, pair.verdict) for pair in self.pairs]
+        sentences += wording.corpus_sentences(*named)
+        sentences += self._reasons()
         blocks.append("\n".join(sentences))
         blocks += [self._answers(place) for place in self._shown(rows)]
         if (hidden := len(self.examples) - rows) > 0:
@@ -127,17 +133,30 @@ class ModelComparison:
         first, second = (self.models[place].name for place in (pair.first, pair.second))
         return wording.pair_sentence(first, second, pair.verdict.primary)
 
+    def _reasons(self) -> list[str]:
+        """Return the reasons of all verdicts; those that not all pairs have begin with the names of the pair."""
+        of_pairs = [(pair, wording.other_reasons(pair.verdict)) for pair in self.pairs]
+        shared = [reason for reason in of_pairs[0][1] if all(reason in reasons for _, reasons in of_pairs)]
+        names = [model.name for model in self.models]
+        own = [
+            f"{names[pair.second]} against {names[pair.first]}: {reason}"
+            for pair, reasons in of_pairs
+            for reason in reasons
+            if reason not in shared
+        ]
+        return [*shared, *own]
+
     def _shown(self, rows: int) -> list[int]:
         """Return the places of the rows to show: those to which the models gave different answers come first."""
 
         def agree(place: int) -> bool:
-            return len({_prediction(model.answers[place]) for model in self.models}) == 1
+            return len({tuple(map(_prediction, model.answers[place])) for model in self.models}) == 1
 
         return sorted(range(len(self.examples)), key=agree)[: max(0, rows)]
 
     def _answers(self, place: int) -> str:
         example, reference = self.examples[place], self.references[place]
-        prompts = [answer["prompt"] for model in self.models if (answer := model.answers[place]) is not None]
+        prompts = [answer["prompt"] for model in self.models for answer in model.answers[place]]
         parts = [f"row {example.row}", *([prompt_field(prompts[0])] if prompts else [])]
         parts += [answer_field("reference", text) for text in _as_list(reference)]
         parts += [answer_field(model.name, _answer_text(model.answers[place])) for model in self.models]
@@ -148,9 +167,12 @@ def _as_list(reference: str | list[str]) -> Sequence[str]:
     return reference if isinstance(reference, list) else [reference]
 
 
-def _prediction(answer: Mapping[str, Any] | None) -> str | None:
-    return None if answer is None or answer["error"] is not None else str(answer["prediction"])
+def _prediction(answer: Mapping[str, Any]) -> str | None:
+    return None if answer["error"] is not None else str(answer["prediction"])
 
 
-def _answer_text(answer: Mapping[str, Any] | None) -> str:
-    return "(not asked)" if answer is None else prediction_text(ModelAnswer.from_json(answer))
+def _answer_text(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return "(not asked)"
+    more = [str(line["prediction"]) for line in samples[1:]]
+    return prediction_text(ModelAnswer.from_json(samples[0], more=more))

@@ -22,7 +22,7 @@ def side_by_side(run: RunDir, rows: int) -> str:
     blocks = ["\n".join([wording.headline(view), *wording.incumbent_sentences(view)])]
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
-        tables = [_metric_lines(verdict.metrics), wording.corpus_sentences(verdict), _group_lines(verdict)]
+        tables = [_metric_lines(verdict.metrics), wording.run_corpus_sentences(view), _group_lines(verdict)]
         sets = [
             [*_metric_lines(found.metrics, title=wording.set_title(name, found)), *_problem_lines(found.health)]
             for name, found in verdict.also.items()

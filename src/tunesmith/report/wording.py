@@ -166,19 +166,34 @@ def group_sentences(verdict: Verdict) -> list[str]:
     ]
 
 
-def corpus_sentences(verdict: Verdict) -> list[str]:
-    """Return the corpus scores of both models, one sentence for each metric that has one."""
+def corpus_sentences(*verdicts: tuple[str, str, Verdict]) -> list[str]:
+    """Return the corpus scores of the models of some verdicts, one sentence for each metric that has one.
+
+    Args:
+        verdicts: the name of the model in the place of the base, that of the other, and the verdict on the two.
+    """
+    found: dict[tuple[str, int, str], dict[str, float]] = {}  # pairs differ in answers if some failed
+    for base, tuned, verdict in verdicts:
+        for metric, scores in verdict.corpus.items():
+            by_model = found.setdefault((metric, scores.answers, scores.signature), {})
+            by_model |= {base: scores.base, tuned: scores.tuned}
     return [
-        f"Corpus {metric_label(name)} over {count(scores.answers)} answers: base {100 * scores.base:.1f}, tuned "
-        f"{100 * scores.tuned:.1f} ({scores.signature}). Compare it, not the mean over rows, with published "
-        "numbers; it has no interval."
-        for name, scores in verdict.corpus.items()
+        f"Corpus {metric_label(metric)} over {count(answers)} answers: "
+        f"{', '.join(f'{name} {100 * score:.1f}' for name, score in by_model.items())} ({signature}). Compare it, not "
+        "the mean over rows, with published numbers; it has no interval."
+        for (metric, answers, signature), by_model in found.items()
     ]
 
 
 def set_title(name: str, result: SetResult) -> str:
     """Return the title of the table of a further held-out set."""
     return f"{name} ({count(result.rows)} rows)"
+
+
+def run_corpus_sentences(view: RunView) -> list[str]:
+    """Return the corpus scores of a run's models, and of the versions of the registry that it was compared with."""
+    own = [("base", "tuned", view.verdict)] if view.verdict else []
+    return corpus_sentences(*own, *((name, "tuned", verdict) for name, verdict in view.incumbents.items()))
 
 
 def guard_sentence(guard: Guard) -> str:

@@ -22,7 +22,9 @@ def model(name: str, answers: list[str | None]) -> ComparedModel:
         for i, text in enumerate(answers)
     ]  # fmt: skip
     health = {"failed": answers.count(None), "empty": answers.count(""), "cut_off": answers.count("no")}
-    return ComparedModel(name, f"digest of {name}", ({}, {}), tuple(lines), health, reads_run_tokens=False)
+    return ComparedModel(
+        name, f"digest of {name}", ({}, {}), tuple((line,) for line in lines), health, reads_run_tokens=False
+    )
 
 
 EXAMPLES = tuple(Example(str(i), i + 1, str(i), (Turn("assistant", f"a{i}", True),)) for i in range(2))
