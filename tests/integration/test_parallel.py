@@ -39,6 +39,9 @@ CASES: list[dict[str, Any]] = [
     for tuning in ("lora", "full")
     for sharding, precision, sizes in SHARES
     for size in sizes
+] + [
+    {"sharding": sharding, "tuning": "full", "optimizer": "muon", "precision": "fp64", "micro_batch": 2}
+    for sharding in ("none", "full", "node")
 ]
 # While a file `slow` exists in the program's folder, every pass of a validation is slow and writes a line.
 SLOW_TO_VALIDATE = """
@@ -114,8 +117,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def by_one(model: Path, rows: Path, tuning: str, precision: str, size: int) -> tuple[list[Any], dict[str, Any]]:
-    return train_case(model, rows, {"tuning": tuning, "precision": precision, "micro_batch": size}, ProcessGroup())
+def by_one(model: Path, rows: Path, **case: Any) -> tuple[list[Any], dict[str, Any]]:
+    return train_case(model, rows, case, ProcessGroup())
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -123,7 +126,7 @@ def test_many_processes_take_the_steps_of_one(world: int, gpt2: Path, rows: Path
     cases = json.dumps([*CASES, BAD])
     done(together(world, multi_process.__file__, str(gpt2), str(rows), str(tmp_path), cases))
     for number, case in enumerate(CASES):
-        facts, weights = by_one(gpt2, rows, case["tuning"], case["precision"], case["micro_batch"])
+        facts, weights = by_one(gpt2, rows, **{key: value for key, value in case.items() if key != "sharding"})
         exact = case["precision"] == "fp64"
         rel = 1e-9 if exact else 2e-5
         found = [json.loads((tmp_path / f"{number}-{rank}.json").read_text()) for rank in range(world)]

@@ -5,6 +5,7 @@ The saved tensors were read off torch's autograd graph, operation by operation, 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
@@ -47,8 +48,7 @@ class SavedActivations:
         self._recipe, self._shapes, self._compute = recipe, shapes, compute_bytes
         self._full = isinstance(recipe.tuning, FullTuning)
         lora = recipe.tuning if isinstance(recipe.tuning, LoraBase) else None
-        target = lora.target if lora else ()
-        self.adapted = {name: linear for name, linear in shapes.linear() if _is_adapted(name, target)}
+        self.adapted = dict(adapted_layers(recipe, shapes))
         self._rank = lora.rank if lora else 0
         self._has_dropout = bool(lora and lora.dropout > 0)
         self._dora = bool(lora and lora.dora)
@@ -159,6 +159,12 @@ class SavedActivations:
     def _saves_output(self, layer: Layer, linear: Linear) -> bool:
         """Whether the operation before a linear layer has saved its output; fused attention does."""
         return linear.input == "rectified" or all(self._is_fused(attention) for attention in layer.attention)
+
+
+def adapted_layers(recipe: Recipe, shapes: Shapes) -> Iterator[tuple[str, Linear]]:
+    """Yield the name and sizes of each linear layer that gets an adapter."""
+    target = recipe.tuning.target if isinstance(recipe.tuning, LoraBase) else ()
+    return ((name, linear) for name, linear in shapes.linear() if _is_adapted(name, target))
 
 
 def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:

@@ -71,6 +71,8 @@ def estimate_communication(
     if full and sharding == "node" and nodes > 1:  # the shards of a node are all-reduced between nodes in parallel
         overlappable += micro_batches * _all_reduce_share(nodes) * layers * _FP32 / inter_node
     exposed = _all_reduce_share(world) * replicated * _FP32 / slowest
+    if full and recipe.train.optimizer == "muon":  # the momentum of each matrix is gathered for the update
+        exposed += layers * gather_share * _FP32
     return Communication(exposed, overlappable) if on_gpu else Communication(exposed + overlappable, 0)
 
 

@@ -4,7 +4,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.estimate.memory import optimizer_state_gib
+from tunesmith.architecture.shapes import Shapes
+from tunesmith.estimate.memory import hidden_parameters, optimizer_state_gib
 from tunesmith.recipe.schema import Recipe
 
 _GIB = 2**30
@@ -21,10 +22,11 @@ class DiskEstimate:
     fetch_free: float
 
 
-def checkpoints_gib(recipe: Recipe, trainable_parameters: int, total_steps: int) -> float:
+def checkpoints_gib(recipe: Recipe, shapes: Shapes, trainable_parameters: int, total_steps: int) -> float:
     """Return the disk space of a run: the checkpoints it keeps, the best one, and one that is being written."""
     checkpoints = min(recipe.train.keep_checkpoints + 2, total_steps + 1)
-    size = trainable_parameters * 4 / _GIB + optimizer_state_gib(recipe, trainable_parameters)
+    state = optimizer_state_gib(recipe, trainable_parameters, hidden_parameters(recipe, shapes))
+    size = trainable_parameters * 4 / _GIB + state
     return checkpoints * size + _OTHER_GIB
 
 

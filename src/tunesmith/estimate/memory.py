@@ -7,16 +7,17 @@ logits exist. docs/memory.md describes what is counted, and compares estimates w
 import math
 from dataclasses import dataclass
 
-from tunesmith.architecture.freezing import frozen_parameters, trains_embedding
+from tunesmith.architecture.freezing import frozen_parameters, is_frozen, trains_embedding
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.estimate.activations import MicroBatchShape, SavedActivations
+from tunesmith.estimate.activations import MicroBatchShape, SavedActivations, adapted_layers
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning, QloraTuning
 
 _GIB = 2**30
 # Bytes of optimizer state per trained parameter: two moments in fp32, or in 8 bits with one scale per block of 256.
-# Adafactor keeps the sums of rows and columns, which are negligible.
-_MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "sgd": 0.0}
+# Adafactor keeps the sums of rows and columns, which are negligible, and Muon one moment for hidden matrices.
+_MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 2 * 4 / 256, "adafactor": 0.0, "muon": 8.0, "sgd": 0.0}
+_MUON_BYTES = 4.0
 # Resident memory of Python, torch, transformers, peft and a tokenizer, measured (docs/memory.md). Not counted on a GPU.
 _LIBRARIES_GIB = 0.46
 # Below fp32, oneDNN compiles a kernel for every shape of a product and caches this many, 0.57 MiB each (measured).
@@ -96,9 +97,8 @@ def estimate_memory(
         weights = shapes.parameters * 4.0 + copied * compute_bytes
         trained_elsewhere = elsewhere
     else:
-        rank, magnitudes = recipe.tuning.rank, int(recipe.tuning.dora)
-        adapted = saved.adapted.values()
-        trainable = sum(linear.out_features * (rank + magnitudes) + linear.in_features * rank for linear in adapted)
+        adapted, magnitudes = saved.adapted.values(), int(recipe.tuning.dora)
+        trainable = hidden_parameters(recipe, shapes) + sum(linear.out_features for linear in adapted) * magnitudes
         trainable += new_tokens * shapes.hidden * (1 if shapes.tied else 2)
         gradients = trainable
         copies = trainable * compute_bytes * 2 if compute_bytes < 4 else 0
@@ -122,7 +122,9 @@ def estimate_memory(
     return MemoryEstimate(
         weights=(weights - elsewhere * stored_bytes + gathered * gathered_bytes) / _GIB,
         gradients=(gradients - trained_elsewhere) * 4 / _GIB,
-        optimizer=optimizer_state_gib(recipe, trainable - trained_elsewhere),
+        optimizer=optimizer_state_gib(
+            recipe, trainable - trained_elsewhere, hidden_parameters(recipe, shapes) - trained_elsewhere
+        ),
         activations=activations / _GIB,
         logits=logits / _GIB,
         fragmentation=0.0 if is_unfragmented else _HEAP_FRAGMENTATION[compute_bytes] * (activations + logits) / _GIB,
@@ -148,12 +150,21 @@ def _offloaded_gib(recipe: Recipe, shapes: Shapes, shards: int, stored_bytes: fl
         return pinned(stored_bytes)
     # The allocator keeps the blocks of the loaded weights after the fp32 masters are made of them.
     loaded = pinned(shapes.stored_bytes) if shapes.stored_bytes < stored_bytes else 0.0
-    return loaded + pinned(stored_bytes) + pinned(4) + optimizer_state_gib(recipe, sum(sizes))
+    return loaded + pinned(stored_bytes) + pinned(4) + optimizer_state_gib(recipe, sum(sizes), sum(sizes))
 
 
-def optimizer_state_gib(recipe: Recipe, trained: float) -> float:
-    """Return the optimizer state for a number of trained parameters."""
-    return trained * _MOMENT_BYTES[recipe.train.optimizer] / _GIB
+def optimizer_state_gib(recipe: Recipe, trained: float, hidden: float) -> float:
+    """Return the optimizer state for a number of trained parameters, `hidden` of them in the matrices of layers."""
+    others = trained - hidden if recipe.train.optimizer == "muon" else trained
+    return (others * _MOMENT_BYTES[recipe.train.optimizer] + (trained - others) * _MUON_BYTES) / _GIB
+
+
+def hidden_parameters(recipe: Recipe, shapes: Shapes) -> int:
+    """Return the number of trained parameters in the matrices of layers, or in their adapters."""
+    if not isinstance(recipe.tuning, FullTuning):
+        sizes = (linear.out_features + linear.in_features for _, linear in adapted_layers(recipe, shapes))
+        return recipe.tuning.rank * sum(sizes)
+    return sum(linear.weights for name, linear in shapes.linear() if not is_frozen(name, recipe.tuning.freeze))
 
 
 def layer_parameter_counts(shapes: Shapes) -> tuple[int, int]:

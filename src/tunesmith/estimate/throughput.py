@@ -8,6 +8,7 @@ from pathlib import Path
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import digest_of, read_json, write_json
 from tunesmith.core.user_folders import cache_root
+from tunesmith.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +54,42 @@ class Speed:
         return tokens / self.tokens_per_second + updated_share * self.update_seconds
 
 
-def save_speed(model_digest: str, method: str, speed: Speed, *, alone: bool) -> None:
+def speed_key(model_digest: str, recipe: Recipe) -> str:
+    """Return what identifies a speed: the model, how it is trained, and this machine."""
+    return digest_of([model_digest, recipe.tuning.method, recipe.train.optimizer, platform.node()])[:24]
+
+
+def save_speed(key: str, speed: Speed, *, alone: bool) -> None:
     """Record the speed of a finished training. A cache that cannot be written is ignored: the training is done.
 
     Args:
+        key: from `speed_key`, as in the functions below.
         alone: whether the process trained alone. Processes of a group also wait for each other, so their speed is
             recorded only if there is none yet.
     """
     with contextlib.suppress(OSError, TunesmithError):
-        recorded = load_speed(model_digest, method)
+        recorded = load_speed(key)
         if alone or recorded is None:
             if recorded is not None:  # keep what this training did not measure
                 speed = replace(speed, reading=speed.reading or recorded.reading, writing=recorded.writing)
-            write_json(_file_of(model_digest, method), asdict(speed))
+            write_json(_file_of(key), asdict(speed))
 
 
-def save_generation_speed(model_digest: str, method: str, tokens_per_second: float) -> None:
+def save_generation_speed(key: str, tokens_per_second: float) -> None:
     """Add the generation speed to the recorded speed of a model; do nothing if the model was never trained here."""
     with contextlib.suppress(OSError, TunesmithError):
-        if recorded := load_speed(model_digest, method):
-            write_json(_file_of(model_digest, method), asdict(replace(recorded, writing=tokens_per_second)))
+        if recorded := load_speed(key):
+            write_json(_file_of(key), asdict(replace(recorded, writing=tokens_per_second)))
 
 
-def load_speed(model_digest: str, method: str) -> Speed | None:
-    """Return the speed of the last training of this model by this method on this machine; None if there is none."""
-    path = _file_of(model_digest, method)
+def load_speed(key: str) -> Speed | None:
+    """Return the speed of the last training; None if there was none."""
+    path = _file_of(key)
     try:
         return Speed(**read_json(path)) if path.exists() else None
     except (OSError, TunesmithError, TypeError):
         return None
 
 
-def _file_of(model_digest: str, method: str) -> Path:
-    return cache_root() / "speed" / f"{digest_of([model_digest, method, platform.node()])[:24]}.json"
+def _file_of(key: str) -> Path:
+    return cache_root() / "speed" / f"{key}.json"

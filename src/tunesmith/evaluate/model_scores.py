@@ -17,7 +17,7 @@ from tunesmith.data.fit import fits_for_inference
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.distributed.fsdp import load_device, memory_budget, shard
 from tunesmith.distributed.process_group import ProcessGroup, current_group
-from tunesmith.estimate.throughput import save_generation_speed
+from tunesmith.estimate.throughput import save_generation_speed, speed_key
 from tunesmith.evaluate.model_outputs import generate_answers, score_likelihoods
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.inference.answerable import check_positions
@@ -139,7 +139,7 @@ def _ask(name: str, model: ModelFolder, loaded: Any, test: TestRows, folder: Pat
     if test.prompts.examples:
         answers, speed = generate_answers(name, loaded, test.prompts, test.task, folder, key=key)
         if speed and not current_group().is_distributed:
-            save_generation_speed(model.root.digest(), recipe.tuning.method, speed)
+            save_generation_speed(speed_key(model.root.digest(), recipe), speed)
     likelihoods: list[dict[str, float]] = [{} for _ in test.examples]
     if likelihood_metrics(recipe.evaluate.metrics):
         tokens = TokenDataset(test.tokens)

@@ -4,6 +4,7 @@
 `target_parameters`, which gives every expert its own low-rank update.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.tuning import LoraBase
 
 
+def expert_weights(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield the name and weight of each parameter that holds all experts of a layer."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.conv._ConvNd):
+            continue
+        for parameter, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 3 and weight.is_floating_point():
+                yield f"{name}.{parameter}", weight
+
+
 def expert_parameters(model: Any) -> list[str]:
     """Return the names of the experts' weights without the path of their layer, such as `experts.down_proj`."""
-    names = {
-        f"{name.rpartition('.')[2]}.{parameter}"
-        for name, module in model.named_modules()
-        if not isinstance(module, torch.nn.modules.conv._ConvNd)
-        for parameter, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3 and weight.is_floating_point()
-    }
-    return sorted(names)
+    return sorted({".".join(name.split(".")[-2:]) for name, _ in expert_weights(model)})
 
 
 def routers(model: Any) -> list[str]:

@@ -50,6 +50,13 @@ class ComputeConfig:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
+def has_native_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies in bf16, instead of emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = False) -> ComputeConfig:
     """Return the device and the dtype to compute in.
 
@@ -59,10 +66,8 @@ def choose_compute(setting: PrecisionSetting = "auto", *, quantized: bool = Fals
     Raises:
         RecipeError: bf16 is requested and the GPU only emulates it.
     """
-    if torch.cuda.is_available():
-        device, has_bf16 = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        device, has_bf16 = torch.device("cpu"), bool(torch.cpu._is_avx512_bf16_supported())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_bf16 = has_native_bf16(device)
     precision = choose_precision(setting, device.type, has_bf16=has_bf16, quantized=quantized)
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         message, hint = "this GPU does not support bf16", "use auto or fp32"

@@ -37,9 +37,13 @@ def advice(recipe: Recipe, steps: StepPlan, counts: Mapping[str, int], parameter
 
 
 def _learning_rate(recipe: Recipe, parameters: int) -> Iterator[str]:
-    """Yield a warning if the learning rate is more than ten times outside the usual range; only AdamW has one."""
+    """Yield a warning if the learning rate is more than ten times outside the usual range of AdamW.
+
+    Muon's updates are scaled to AdamW's (Liu et al. 2025, arXiv:2502.16982), so its range is the same. The other
+    optimizers have none.
+    """
     rate, method = recipe.train.learning_rate, recipe.tuning.method
-    if not recipe.train.optimizer.startswith("adamw"):
+    if recipe.train.optimizer in ("adafactor", "sgd"):
         return
     rates = _FULL_RATES if isinstance(recipe.tuning, FullTuning) else _LORA_RATES
     low, high = next(rates[size] for size in sorted(rates, reverse=True) if parameters >= size)

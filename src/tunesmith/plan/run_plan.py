@@ -13,7 +13,7 @@ from tunesmith.data.dataset import PreparedRows, UsedRows, build_dataset
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.estimate.disk import DiskEstimate, checkpoints_gib, free_gib
 from tunesmith.estimate.hardware import detect_hardware
-from tunesmith.estimate.throughput import load_speed
+from tunesmith.estimate.throughput import load_speed, speed_key
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve_base
 from tunesmith.pipeline.checks import check_base, check_prompts, check_rows, recipe_warnings, require_machine
 from tunesmith.pipeline.runner import check_prerequisites
@@ -172,7 +172,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     is_prepared = stages[PREPARE.name] == "done"
     rows = _prepared_rows(run) if is_prepared else build_dataset(loaded, task, folder=run.recipe_folder, model=base)
     train_rows = check_rows(loaded, base, shapes, tokenizer, rows)
-    speed = load_speed(base.digest(), loaded.tuning.method)
+    speed = load_speed(speed_key(base.digest(), loaded))
     inputs = EstimateInputs(shapes, train_rows, detect_hardware(), speed, len(tokenizer.new_ids))
     notes = rehearse(loaded, task, rows, run, is_prepared=is_prepared, seconds=_REHEARSAL_SECONDS)
     later = "evaluation reads the others" if is_prepared else "`prepare` reads all of them before training"
@@ -212,7 +212,7 @@ def _estimate(
     single = cluster.step_tokens / speed.step_seconds(cluster.step_tokens) if speed and has_speed else None
     _require_time_for_checkpoint(recipe, single, cluster.step_tokens * steps.save_every_steps)
     disk = DiskEstimate(
-        needed=checkpoints_gib(recipe, cluster.memory.trainable_parameters, steps.total_steps),
+        needed=checkpoints_gib(recipe, shapes, cluster.memory.trainable_parameters, steps.total_steps),
         free=free_gib(run.path),
         to_fetch=shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0,
         fetch_free=free_gib(hub_cache()),

@@ -136,6 +136,8 @@ def estimate_cluster(recipe: Recipe, inputs: EstimateInputs) -> ClusterEstimate:
         single = step_tokens / speed.step_seconds(step_tokens)
         busiest = step_tokens / processes / estimate_rank_utilization(recipe, rows, processes)
         sharded = layer_parameter_counts(shapes)[0] if isinstance(recipe.tuning, FullTuning) else 0
+        if recipe.train.optimizer == "muon":
+            sharded = 0  # every process orthogonalizes all matrices
         updated_share = 1 - sharded * (1 - 1 / shards) / memory.trainable_parameters
         compute = speed.step_seconds(busiest, updated_share)
         shortest, longest = communication.step_seconds(compute) if communication else (compute, compute)

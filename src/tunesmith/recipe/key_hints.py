@@ -72,7 +72,8 @@ REPLACEMENTS = (
     ("use_dora", "tuning.dora", ""),
     ("freeze_modules freeze_layers freeze_trainable_modules freeze_trainable_layers unfrozen_parameters",
      "tuning.freeze", "the modules to freeze, such as `embed_tokens` or `layers.0-11`, with `method: full`"),
-    ("modules_to_save lora_modules_to_save lora_bias adam_epsilon neftune_noise_alpha label_smoothing_factor",
+    ("modules_to_save lora_modules_to_save lora_bias adam_epsilon muon_momentum neftune_noise_alpha "
+     "label_smoothing_factor",
      "", "tunesmith has no such setting; remove the key"),
     # Training
     ("lr max_lr", "train.learning_rate", ""),
@@ -88,7 +89,8 @@ REPLACEMENTS = (
     ("max_train_steps num_steps", "train.max_steps", ""),
     ("lr_scheduler_type lr_scheduler scheduler", "train.schedule", ""),
     ("warmup_ratio warmup_steps num_warmup_steps", "train.warmup_fraction", "a fraction of all steps, not a number"),
-    ("optim", "train.optimizer", "adamw, adamw_8bit, adafactor or sgd"),
+    ("optim", "train.optimizer", "adamw, adamw_8bit, adafactor, muon or sgd"),
+    ("use_muon", "train.optimizer", "write `muon`"),
     ("adam_beta1", "train.beta1", ""),
     ("adam_beta2", "train.beta2", ""),
     ("max_grad_norm gradient_clipping", "train.max_gradient_norm", ""),

@@ -22,8 +22,10 @@ class StopEarly(Section):
 class Train(Section):
     """Optimization. tunesmith never adjusts these settings."""
 
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = Field(
-        "adamw", description="AdamW, AdamW with 8-bit moments, Adafactor, or SGD without momentum."
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon", "sgd"] = Field(
+        "adamw",
+        description="AdamW, AdamW with 8-bit moments, Adafactor, Muon (with AdamW for everything but the matrices of "
+        "layers), or SGD without momentum.",
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Number of passes over the training rows.")

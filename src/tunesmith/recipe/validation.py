@@ -167,6 +167,9 @@ def _launch_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     path = ("launch", "sharding")
     if reason := sharding_unsupported_reason(recipe):
         yield Mistake(path, f"`{launch.sharding}` is not supported for this recipe: {reason}", "sharding-unsupported")
+    elif launch.offload and recipe.train.optimizer == "muon" and isinstance(recipe.tuning, FullTuning):
+        message = "is not supported with `muon`, which would orthogonalize every matrix on the CPU in each step"
+        yield Mistake(("launch", "offload"), message, "sharding-unsupported")
     elif launch.on != "local" and world_size_of(launch) == 1:
         yield Mistake(path, f"`{launch.sharding}` has no effect with one process")
 

@@ -13,6 +13,7 @@ from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count
 from tunesmith.model.quantization import require_bitsandbytes
 from tunesmith.recipe.training import Train
+from tunesmith.train.muon import Muon, hidden_matrices
 
 # bitsandbytes keeps the moments of smaller weights in fp32.
 _MIN_8BIT_SIZE = 4096
@@ -22,12 +23,15 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
     """Return the recipe's optimizer. Weight decay applies to matrices only, not to biases and norms.
 
     AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), the same with moments in 8 bits (Dettmers et al. 2022,
-    arXiv:2110.02861), Adafactor (Shazeer & Stern 2018, arXiv:1804.04235), or plain gradient descent.
+    arXiv:2110.02861), Adafactor (Shazeer & Stern 2018, arXiv:1804.04235), Muon for hidden matrices with AdamW for the
+    rest (`muon.py`), or plain gradient descent.
 
     Raises:
         RecipeError: the optimizer needs bitsandbytes, which is not installed.
     """
-    weights = [weight for _, weight in trained_parameters(model)]
+    hidden = hidden_matrices(model) if train.optimizer == "muon" else []
+    hidden_ids = {id(weight) for weight in hidden}
+    weights = [weight for _, weight in trained_parameters(model) if id(weight) not in hidden_ids]
     matrices = [weight for weight in weights if weight.ndim >= 2]
     groups = [  # DTensors in a separate group: torch updates the tensors of a group together
         {"params": [w for w in matrices if not is_dtensor(w)], "weight_decay": train.weight_decay},
@@ -41,6 +45,8 @@ def make_optimizer(model: Any, train: Train) -> torch.optim.Optimizer:
         adamw_8bit = importlib.import_module("bitsandbytes.optim").AdamW8bit
         optimizer: torch.optim.Optimizer = adamw_8bit(groups, lr=rate, betas=betas)
         return optimizer
+    if train.optimizer == "muon":
+        return Muon(hidden, groups, lr=rate, betas=betas, weight_decay=train.weight_decay)
     if train.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=rate)
     if train.optimizer == "sgd":
@@ -90,6 +96,8 @@ def _state_keys(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> tuple
         return ("step", "row_var", "col_var") if weight.ndim > 1 else ("step", "variance")
     if isinstance(optimizer, torch.optim.SGD):
         return ()
+    if isinstance(optimizer, Muon) and optimizer.is_orthogonalized(weight):
+        return ("momentum",)
     if _is_8bit(optimizer):
         return ("step", "state1", "state2", *(("absmax1", "absmax2") if weight.numel() >= _MIN_8BIT_SIZE else ()))
     return ("step", "exp_avg", "exp_avg_sq")
@@ -126,6 +134,14 @@ def clip_gradients(model: Any, max_norm: float, group: ProcessGroup, *, loss_sca
     if math.isfinite(norm) and norm > max_norm:
         torch._foreach_mul_(shards, max_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ does
     return norm
+
+
+def updated_share(model: Any, optimizer: torch.optim.Optimizer) -> float:
+    """Return the share of the trained parameters whose updates this rank computes."""
+    weights = [weight for _, weight in trained_parameters(model)]
+    if isinstance(optimizer, Muon):  # sharded matrices are orthogonalized by all ranks
+        return 1.0
+    return sum(local_shard(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def _norm(gradients: Sequence[torch.Tensor], group: ProcessGroup) -> float:

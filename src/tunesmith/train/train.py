@@ -21,10 +21,9 @@ from tunesmith.core.progress import Progress, log
 from tunesmith.core.records import StepReport
 from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import cores_per_rank, current_group, peer_failures_as_errors
-from tunesmith.estimate.throughput import Speed, save_speed
+from tunesmith.estimate.throughput import Speed, save_speed, speed_key
 from tunesmith.fetch.reference import ModelFolder, base_card, resolve_base
-from tunesmith.model.adapters import count_parameters, trained_parameters
-from tunesmith.model.dtensor import local_shard
+from tunesmith.model.adapters import count_parameters
 from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
@@ -37,7 +36,7 @@ from tunesmith.train.checkpoint import State, latest_state, restore
 from tunesmith.train.crash_loop import record_attempt
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Setup, train_steps
-from tunesmith.train.optim import make_optimizer
+from tunesmith.train.optim import make_optimizer, updated_share
 from tunesmith.train.resource_monitor import monitor_resources, peak_memory_gib
 from tunesmith.train.setup import build_setup
 from tunesmith.train.stop_early import count_validation, stop_reason
@@ -224,15 +223,14 @@ class TrainingRun:
         rank_info, state, on_cpu = self.setup.group.rank_info, self.state, self.setup.compute.device.type == "cpu"
         if (seconds := state.seconds - self._first_state.seconds - self._update_seconds) > 0:
             tokens_per_second = (state.tokens - self._first_state.tokens) / seconds / rank_info.world_size
-            weights = [weight for _, weight in trained_parameters(self.setup.model)]
-            local = sum(local_shard(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
-            update = self._update_seconds / (state.step - self._first_state.step) / local
+            update = self._update_seconds / (state.step - self._first_state.step)
+            update /= updated_share(self.setup.model, self.optimizer)
             validation, reading = self._validation, None
             if validation is not None and validation.seconds > 0:
                 reading = validation.tokens / validation.seconds / rank_info.world_size
             speed = Speed(tokens_per_second, cores_per_rank(rank_info) if on_cpu else None, update, reading)
-            method = self.setup.recipe.tuning.method
-            save_speed(self.card["base_digest"], method, speed, alone=rank_info.world_size == 1)
+            key = speed_key(self.card["base_digest"], self.setup.recipe)
+            save_speed(key, speed, alone=rank_info.world_size == 1)
 
     def _is_due(self, every: int) -> bool:
         """Return whether something that happens every `every` steps, and after the last, is due now."""

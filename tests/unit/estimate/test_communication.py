@@ -85,3 +85,15 @@ def test_cpus_do_not_overlap_communication_with_compute(tmp_path: Path, shapes: 
 def test_step_seconds_with_and_without_overlap() -> None:
     assert Communication(exposed=1, overlappable=2).step_seconds(3) == (4, 6)
     assert Communication(exposed=1, overlappable=5).step_seconds(3) == (6, 9)
+
+
+def test_muon_gathers_each_matrix_once_more_per_step(tmp_path: Path, shapes: Shapes) -> None:
+    layers, _ = layer_parameter_counts(shapes)
+    settings = (*EIGHT_RANKS, "tuning={method: full}")
+    options: dict[str, Any] = {"sharding": "full", "trained": shapes.parameters}
+    adamw = communication(tmp_path, shapes, *settings, **options)
+    muon = communication(tmp_path, shapes, *settings, "train.optimizer=muon", **options)
+    assert adamw is not None
+    assert muon is not None
+    assert muon.exposed - adamw.exposed == pytest.approx(layers * 7 / 8 * 4 / 10e9)
+    assert muon.overlappable == adamw.overlappable

@@ -28,15 +28,15 @@ def test_the_speed_of_a_process_group_is_recorded_only_if_none_is_known(
 ) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     for speed, alone, expected in ((1.0, False, 1.0), (2.0, False, 1.0), (3.0, True, 3.0), (4.0, False, 3.0)):
-        save_speed("a model", "lora", Speed(speed, 2), alone=alone)
-        assert load_speed("a model", "lora") == Speed(expected, 2)
+        save_speed("a key", Speed(speed, 2), alone=alone)
+        assert load_speed("a key") == Speed(expected, 2)
 
 
 def test_a_new_training_keeps_the_recorded_generation_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
-    save_generation_speed("a model", "lora", 20.0)
-    assert load_speed("a model", "lora") is None, "never trained here"
-    save_speed("a model", "lora", Speed(1.0, reading=3.0), alone=True)
-    save_generation_speed("a model", "lora", 20.0)
-    save_speed("a model", "lora", Speed(2.0), alone=True)
-    assert load_speed("a model", "lora") == Speed(2.0, reading=3.0, writing=20.0)
+    save_generation_speed("a key", 20.0)
+    assert load_speed("a key") is None, "never trained here"
+    save_speed("a key", Speed(1.0, reading=3.0), alone=True)
+    save_generation_speed("a key", 20.0)
+    save_speed("a key", Speed(2.0), alone=True)
+    assert load_speed("a key") == Speed(2.0, reading=3.0, writing=20.0)

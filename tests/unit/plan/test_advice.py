@@ -39,4 +39,5 @@ def test_a_rate_far_from_the_usual_range_is_a_warning(
 
 def test_other_optimizers_have_no_usual_range() -> None:
     assert warnings({"method": "full"}, 8e9, learning_rate=1.0, optimizer="sgd") == []
-    assert len(warnings({"method": "full"}, 8e9, learning_rate=1.0, optimizer="adamw_8bit")) == 1
+    for optimizer in ("adamw_8bit", "muon"):
+        assert len(warnings({"method": "full"}, 8e9, learning_rate=1.0, optimizer=optimizer)) == 1

@@ -189,6 +189,12 @@ def test_sharding_that_is_unsupported_or_without_effect_is_an_error(
     assert (problem.key, problem.code, named in problem.message) == ("launch.sharding", code, True), problem
 
 
+def test_muon_does_not_update_offloaded_matrices(problems: Problems) -> None:
+    full = re.sub(r"tuning:.*\n(  .*\n)*", "tuning: {method: full}\n", changed("2e-4", "2e-4\n  optimizer: muon"))
+    [problem] = problems(full + "launch: {sharding: full, offload: true}\n")
+    assert (problem.key, problem.code) == ("launch.offload", "sharding-unsupported")
+
+
 def test_offload_has_no_effect_without_sharding(problems: Problems) -> None:
     [problem] = problems(RECIPE + "launch: {offload: true}\n")
     assert (problem.key, problem.code) == ("launch.offload", "no-effect")

@@ -30,7 +30,7 @@ def test_weight_decay_applies_to_matrices_only(new_setup: MakeSetup) -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trained_parameters(lora.model)))
 
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "sgd")
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "muon", "sgd")
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.train.conftest import BOTH, MakeJob, assert_same_result, copied, random_rows, scripted
+from tests.unit.train.conftest import BOTH, FULL, MakeJob, assert_same_result, copied, random_rows, scripted
 
 from tunesmith.core.dist_env import RankInfo
 from tunesmith.core.files import check_folder, read_json, write_json
 from tunesmith.distributed.process_group import cores_per_rank
-from tunesmith.estimate.throughput import load_speed
+from tunesmith.estimate.throughput import load_speed, speed_key
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.train import async_save, loop
 from tunesmith.train.checkpoint import prune
@@ -109,17 +109,19 @@ def test_read_only_speed_cache_does_not_fail_training(
 
 def test_training_speed_is_saved(new_job: MakeJob, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    digest = resolve(str(base)).digest()
-    manifest = new_job().train()
-    known = load_speed(digest, "lora")
+    job = new_job()
+    key = speed_key(resolve(str(base)).digest(), job.recipe)
+    manifest = job.train()
+    known = load_speed(key)
     assert known is not None
     assert known.cores == cores_per_rank(RankInfo())
     assert 0 < known.update_seconds < manifest["seconds"] / manifest["steps"]
     step = manifest["tokens"] / manifest["steps"]
     assert step / known.step_seconds(step) == pytest.approx(manifest["tokens_per_second"], rel=0.01)
-    assert load_speed("another", "lora") is None
+    for other in ({"tuning": FULL}, {"optimizer": "sgd"}):
+        assert load_speed(speed_key(resolve(str(base)).digest(), new_job(**other, name="other").recipe)) is None
     [file] = (tmp_path / "cache" / "speed").glob("*.json")
     write_json(file, None)
-    assert load_speed(digest, "lora") is None
+    assert load_speed(key) is None
     file.write_text("{")
-    assert load_speed(digest, "lora") is None
+    assert load_speed(key) is None
