@@ -203,8 +203,8 @@ def _check_tools(recipe: Recipe, row: Row) -> None:
     """Raise DataError if a conversation has tools in a column, because chat templates do not get that column."""
     if not isinstance(recipe.data, ChatData) or recipe.data.messages is None:
         return
+    used = (*prompt_columns(recipe.data), *required_columns(recipe.data), tools_column(recipe.data))
     for column in _TOOL_COLUMNS:
-        used = (*required_columns(recipe.data), tools_column(recipe.data))
         if row.values.get(column) not in (None, "", "[]", "{}", [], {}) and column not in used:
             problem = f"the column `{column}` contains tools, but the model sees `messages` only"
             hint = f"give them to the chat template with `data.tools: {column}`, or train without them by renaming the "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.scoring.metrics import score
+from tunesmith.scoring.tool_calls import parse_calls
 from tunesmith.scoring.unscorable import unscorable_rows
 
 _SQL = re.compile(r"\s*(select|with|insert|update|delete)\b.+\b(from|into|set)\b.+", re.IGNORECASE | re.DOTALL)
@@ -35,6 +36,10 @@ class AnswerKind:
 
 def recognize_answers(answers: Sequence[str]) -> AnswerKind:
     """Return the metrics that fit answers. A metric that rejects an answer is used only if all are accepted."""
+    calls = [parse_calls(answer) or [] for answer in answers]
+    if all(calls) and sum(any(call.arguments for call in each) for each in calls) > 0.5 * len(calls):
+        reason = "the answers are tool calls; their names and arguments are compared"
+        return AnswerKind(("tool_call", "tool_call_name", "tool_call_f1"), "tool_call_f1", reason)
     counts = Counter(answer.strip() for answer in answers)
     longest = max(map(len, counts))
     if len(counts) <= min(_MAX_LABELS, len(answers) // _MIN_ROWS_PER_LABEL) and longest <= _MAX_LABEL_CHARACTERS:

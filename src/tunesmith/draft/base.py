@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.draft.conversations import write_tools_as_text
 from tunesmith.draft.layout import Layout
 from tunesmith.draft.sample import path_from
 from tunesmith.fetch.model_folder import ModelFolder
@@ -65,7 +66,8 @@ def fit_to_model(base: Base, layout: Layout) -> tuple[Base, Layout]:
     """Return the layout with the task that the model supports, and the model with ChatML if it needs that.
 
     Raises:
-        RecipeError: the model has an encoder, and the rows have no source and target.
+        RecipeError: the model has an encoder, and the rows have no source and target; or its chat template writes no
+            tools, and the rows have them in a form that cannot be text.
     """
     settings = dict(layout.settings)
     if "prompt" not in settings:
@@ -74,11 +76,33 @@ def fit_to_model(base: Base, layout: Layout) -> tuple[Base, Layout]:
             hint = "choose a model without an encoder, or give the rows a prompt and an answer"
             raise RecipeError(problem, where="--model", hint=hint, code="task-unsupported")
         if "messages" in settings and base.model and not base.has_chat_template:
-            return replace(base, tokenizer=load_tokenizer(base.model, "chatml"), chat_markup="chatml"), layout
-        return base, layout
-    if base.has_encoder or not base.has_chat_template:
-        parts = [settings.pop("system", ""), settings["prompt"]]
-        end = "" if base.has_encoder else "\n\n"  # a prompt and its answer are joined as they are
-        settings["task"] = "seq2seq" if base.has_encoder else "completion"
-        settings["prompt"] = "\n\n".join(filter(None, parts)) + end
-    return base, replace(layout, settings=settings)
+            base = replace(base, tokenizer=load_tokenizer(base.model, "chatml"), chat_markup="chatml")
+    elif base.has_encoder or not base.has_chat_template:
+        return base, _without_template(base, layout)
+    if "tools" in settings and base.tokenizer and base.tokenizer.unread_by_chat_template(["tools"], with_tools=True):
+        return base, _with_tools_as_text(base, layout)
+    return base, layout
+
+
+def _without_template(base: Base, layout: Layout) -> Layout:
+    """Return the layout for a model that gets a prompt without a chat template, or with an encoder."""
+    settings = dict(layout.settings)
+    tools, system = settings.pop("tools", ""), settings.pop("system", "")
+    parts = [system, f"{{{tools}?}}" if tools else "", settings["prompt"]]
+    settings.pop("reasoning", None)
+    end = "" if base.has_encoder else "\n\n"  # a prompt and its answer are joined as they are
+    settings["task"] = "seq2seq" if base.has_encoder else "completion"
+    settings["prompt"] = "\n\n".join(filter(None, parts)) + end
+    return replace(layout, settings=settings)
+
+
+def _with_tools_as_text(base: Base, layout: Layout) -> Layout:
+    """Return the layout with tools and calls as text; raise RecipeError if the rows do not allow it."""
+    if found := write_tools_as_text(layout.columns, layout.settings):
+        settings, reasons = found
+        return replace(layout, settings=settings, reasons=layout.reasons | reasons)
+    problem = (
+        f"the rows have tools in `{layout.settings['tools']}`, which the chat template of `{base.reference}` drops"
+    )
+    hint = "name a model whose template writes tools with --model, such as Qwen/Qwen3-0.6B"
+    raise RecipeError(problem, where="--model", hint=hint, code="no-effect")

@@ -10,6 +10,7 @@ from tunesmith.data.find_files import source_label
 from tunesmith.draft import numbers
 from tunesmith.draft.answers import AnswerKind, recognize_answers
 from tunesmith.draft.base import Base, fit_to_model, open_base
+from tunesmith.draft.columns import leaf_name
 from tunesmith.draft.held_out import find_held_out
 from tunesmith.draft.layout import Layout, choose_layout
 from tunesmith.draft.measure import Measured, measure
@@ -43,7 +44,8 @@ def draft_recipe(data: str, *, out: Path, model: str) -> str:
     base, layout = fit_to_model(open_base(model, folder), choose_layout(sample, data))
     source |= _rename(layout, sample)
     in_source = {new: old for old, new in source.get("rename", {}).items()}
-    needed = {in_source.get(name, name) for name in layout.essential}
+    parts = [path.partition(".") for path in layout.essential]
+    needed = {in_source.get(name, name) + mark + inner for name, mark, inner in parts}
     held_out = {} if layout.split else find_held_out(source, needed, folder)
     measured = measure(_provisional(source, layout, base), sample.rows, base.tokenizer)
     kind = recognize_answers(measured.answers) if layout.settings["task"] != "text" else None
@@ -186,11 +188,12 @@ class _Draft:
 def _with_instruction(layout: Layout, kind: AnswerKind | None) -> Layout:
     """Return the layout with an instruction in the prompt, for rows without one: the base has to know the task too."""
     prompt, response = layout.settings.get("prompt", ""), layout.settings.get("response", "").strip("{}")
-    if kind is None or prompt.strip().strip("{}").casefold() not in _TEXTS:
+    name = prompt.strip().strip("{}")
+    if kind is None or leaf_name(name) not in _TEXTS:
         return layout
     reason = "the instruction is ours: without one, the base could not know the task"
-    if response.casefold() in _SUMMARIES:
-        prompt = f"Summarize the following {prompt.strip().strip('{}')}.\n\n{prompt}"
+    if leaf_name(response).rstrip("0123456789") in _SUMMARIES:
+        prompt = f"Summarize the following {leaf_name(name)}.\n\n{prompt}"
     elif 1 < len(kind.labels) <= _MAX_LABELS_NAMED and not any(label.isdigit() for label in kind.labels):
         labels = ", ".join(sorted(kind.labels)).replace("{", "{{").replace("}", "}}")
         prompt = f"{prompt.rstrip()}\n\nAnswer with one of: {labels}" + prompt[len(prompt.rstrip()) :]
@@ -204,13 +207,14 @@ def _filters(layout: Layout, sample: Sample) -> list[Setting]:
     """Return the filters that leave out rows with an empty cell, which could not be used."""
     if not layout.incomplete:
         return []
-    counts = [f"{len(sample.rows) - len(sample.columns[name].values):,} without `{name}`" for name in layout.incomplete]
+    counts = [f"{len(sample.rows) - len(layout.columns[name].values):,} without `{name}`" for name in layout.incomplete]
     rules = [{"column": name, "matches": r"\S"} for name in layout.incomplete]
     return [Setting("filters", rules, f"leaves out rows with an empty cell: {', '.join(counts)} of {sample.size}")]
 
 
 def _rename(layout: Layout, sample: Sample) -> dict[str, Any]:
-    used = {old: new for old, new in sample.rename.items() if new in layout.columns}
+    names = {path.split(".")[0] for path in layout.used}
+    used = {old: new for old, new in sample.rename.items() if new in names}
     return {"rename": used} if used else {}
 
 

@@ -13,6 +13,7 @@ from tunesmith.data.hub import list_splits
 from tunesmith.data.sources import read_rows
 from tunesmith.data.split import SPLIT_NAMES
 from tunesmith.recipe.data_source import FileSource, HubSource
+from tunesmith.tasks.cells import has_cell
 
 _NAMES = {split: SPLIT_NAMES[split] for split in HELD_OUT}
 _TRAIN = re.compile(r"(?<![A-Za-z])train(?:ing)?(?![A-Za-z])", re.IGNORECASE)
@@ -62,4 +63,4 @@ def _has_columns(source: dict[str, Any], columns: set[str], folder: Path) -> boo
         rows = list(islice(read_rows(FileSource(**{**source, "rename": {}}), folder=folder), 100))
     except DataError:
         return False
-    return columns <= {name for row in rows for name in row.values}
+    return all(any(has_cell(row.values, column) for row in rows) for column in columns)

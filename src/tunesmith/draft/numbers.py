@@ -43,6 +43,9 @@ def length_limits(measured: Measured, *, room: int | None, is_text: bool, exact:
         room: the tokens of a row that the model's context length allows; None if it is unknown.
         is_text: whether the rows are documents, which are divided into blocks.
         exact: whether the model's own tokenizer has counted.
+
+    Raises:
+        DataError: more than half of the rows are longer than the model's context length.
     """
     lengths, margin = measured.lengths, 1.0 if exact else _ESTIMATE_MARGIN
     usual, longest = _percentile(lengths, 1 - _TOO_LONG_SHARE), lengths[-1]
@@ -57,6 +60,9 @@ def length_limits(measured: Measured, *, room: int | None, is_text: bool, exact:
     if is_text and above:
         return [*settings, Setting("too_long", "split", "longer documents become blocks, so that all is trained on")]
     unusable = measured.problems.total() + above
+    if 2 * above > measured.rows:
+        problem = f"{above:,} of {measured.rows:,} rows are longer than the {limit:,} tokens that the model allows"
+        raise DataError(problem, hint="choose a model with a longer context with --model", code="too-many-dropped")
     if unusable > _TOO_LONG_SHARE * measured.rows:
         reasons = measured.problems + Counter({"longer than the limit": above})
         listed = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3) if count)

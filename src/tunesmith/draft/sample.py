@@ -1,10 +1,9 @@
-"""Read the first rows of a file, a folder or a dataset on the hub, and describe their columns."""
+"""Read the first rows of a file, a folder or a dataset on the hub."""
 
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,73 +11,15 @@ from typing import Any
 from tunesmith.core.errors import DataError
 from tunesmith.data.find_files import file_format
 from tunesmith.data.remote_files import is_remote
-from tunesmith.data.row_formats import is_messages
 from tunesmith.data.sources import Row, read_rows
+from tunesmith.draft.columns import UNSAFE, Column, describe_columns
 from tunesmith.recipe.data_source import FileSource, HubSource
-from tunesmith.tasks.base import is_empty_cell
 
 MAX_ROWS = 20_000
 """Rows that are looked at; a larger file is read no further."""
 
 _MAX_CHARACTERS = 100_000_000
-_UNSAFE = re.compile(r"[{}\[\].:!]|\?$")  # these have a meaning in templates
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_IDENTIFIER = re.compile(
-    r"(^|[_\W])(id|ids|uuid|guid|idx|index|key|hash|sha|url|uri|link|fname|filename|path|file|date|time|timestamp|created)"
-    r"([_\W]|$)|(?<=[a-z])(Id|ID)$"
-)
-
-
-class Column:
-    """One column of the rows: how often it is filled, and its values.
-
-    Attributes:
-        values: its values in the rows that have one.
-        rows: the number of all rows.
-    """
-
-    def __init__(self, name: str, values: list[Any], rows: int) -> None:
-        self.name = name
-        self.values = values
-        self.rows = rows
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether no row leaves it empty."""
-        return len(self.values) == self.rows
-
-    @property
-    def example(self) -> Any:
-        """The first value."""
-        return self.values[0]
-
-    @cached_property
-    def kind(self) -> str:
-        """The type of most of its values: `messages`, `nested`, `number` or `text`."""
-        if is_messages(self.example):
-            return "messages"
-        if isinstance(self.example, list | dict | bytes):
-            return "nested"
-        numbers = sum(_is_number(value) for value in self.values)
-        return "number" if numbers > 0.95 * len(self.values) else "text"
-
-    @cached_property
-    def distinct(self) -> int:
-        """The number of different values."""
-        return len({str(value) for value in self.values})
-
-    @cached_property
-    def mean_length(self) -> float:
-        """The mean number of characters of a value."""
-        return sum(len(str(value)) for value in self.values) / len(self.values)
-
-    @property
-    def is_identifier(self) -> bool:
-        """Whether it identifies or dates rows by its name, or has a different word without blanks in every row."""
-        if _IDENTIFIER.search(self.name):
-            return self.kind in ("text", "number") and self.mean_length < 100
-        is_word = all(" " not in str(value) for value in self.values)
-        return len(self.values) > 1 and is_word and self.distinct == len(self.values) and self.mean_length < 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +75,10 @@ def read_sample(source: dict[str, Any], folder: Path) -> Sample:
         DataError: the source is missing, damaged, of an unsupported format, or has no rows.
     """
     rows, is_all = _read(source, folder)
-    rename = {name: safe for row in rows for name in row.values if (safe := _UNSAFE.sub("_", name)) != name}
+    rename = {name: safe for row in rows for name in row.values if (safe := UNSAFE.sub("_", name)) != name}
     if rename:
         rows, is_all = _read({**source, "rename": rename}, folder)
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row.values):
-        values = [value for row in rows if not is_empty_cell(value := row.values.get(name)) and value not in ([], {})]
-        if values:
-            columns[name] = Column(name, values, len(rows))
+    columns = describe_columns(rows)
     if not columns:
         raise DataError("has rows, but all their cells are empty", where=rows[0].where, code="no-rows")
     return Sample(rows, is_all, columns, rename)
@@ -161,11 +98,3 @@ def _within(rows: Iterator[Row], characters: int) -> Iterator[Row]:
         characters -= sum(len(str(value)) for value in row.values.values())
         if characters < 0:
             return
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return not isinstance(value, bool)

@@ -16,6 +16,8 @@ from tunesmith.tasks.reasoning import THOUGHT, THOUGHT_KEYS
 from tunesmith.tasks.tool_calls import read_calls
 
 ROLES = ("system", "user", "assistant", "tool")
+CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+"""Roles of ShareGPT's turns whose text is the JSON of a tool call."""
 # Identifiers and times of messages, which no template writes.
 _IGNORED_KEYS = ("id", "message_id", "uuid", "index", "timestamp", "created", "created_at")
 # Keys that include or exclude a turn from training, with their two values: OpenAI's, and another common one.
@@ -24,8 +26,6 @@ _TRAIN_KEYS = {"weight": (0, 1), "train": (False, True)}
 _CALL_KEYS = ("tool_calls", "function_call")
 # What a template may write of a tool's result besides its content.
 _RESULT_KEYS = ("tool_call_id", "name")
-# Roles of ShareGPT's turns whose text is the JSON of a tool call.
-_CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text")
 # Names of roles in published conversations, in lower case: those that Axolotl and LLaMA-Factory know, and those of the
@@ -126,7 +126,7 @@ def _with_calls(message: dict[str, Any], roles: Mapping[str, str]) -> dict[str, 
     """Return a message whose role says that its text is a tool call as one of the assistant; others unchanged."""
     role_key, content_key = _key_of(message, _ROLE_KEYS), _key_of(message, _CONTENT_KEYS)
     role = message.get(role_key)
-    if not content_key or not isinstance(role, str) or role in roles or role.strip().lower() not in _CALL_ROLES:
+    if not content_key or not isinstance(role, str) or role in roles or role.strip().lower() not in CALL_ROLES:
         return message
     others = {key: value for key, value in message.items() if key not in (role_key, content_key)}
     return {**others, "role": "assistant", "content": "", "tool_calls": message[content_key]}

@@ -28,6 +28,12 @@ def find_thought(turn: Turn, reasoning: Literal["keep", "strip", "mask"] | None)
     return replace(turn, text=text, keys={**kept, **keys})
 
 
+def has_thought(text: str) -> bool:
+    """Return whether an answer begins with a thought that is not blank."""
+    match = _IN_CONTENT.fullmatch(text)
+    return match is not None and bool(match[1].strip())
+
+
 def without_thought(answer: str) -> str:
     """Return an answer without the thought before it."""
     return answer.rpartition("</think>")[2]

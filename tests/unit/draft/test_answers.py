@@ -21,10 +21,31 @@ SENTENCE = "The cat number {} sat on a large and colourful mat."
         ([f"Select the largest box, number {i}, and carry it home." for i in range(50)], "rougeL"),
         ([SENTENCE.format(i) for i in range(50)], "rougeL"),
         ([f"Ann {i}" for i in range(50)], "exact_match"),
+        ([json.dumps([{"name": "add", "arguments": {"a": i % 9}}]) for i in range(90)], "tool_call_f1"),
+        (
+            [f'<tool_call>\n{{"name": "add", "arguments": {{"a": {i}}}}}\n</tool_call>' for i in range(50)],
+            "tool_call_f1",
+        ),
+        ([json.dumps({"name": f"Ann {i}"}) for i in range(50)], "json_field_f1"),
         (["\u4f60\u597d" * (i + 9) for i in range(50)], "rougeL"),
         (["\U0001f600" * (i + 1) for i in range(50)], "chrf"),
     ],
-    ids=["labels", "numbers", "amounts", "JSON", "almost JSON", "SQL", "not SQL", "prose", "short", "Chinese", "emoji"],
+    ids=[
+        "labels",
+        "numbers",
+        "amounts",
+        "JSON",
+        "almost JSON",
+        "SQL",
+        "not SQL",
+        "prose",
+        "short",
+        "JSON calls",
+        "tagged calls",
+        "JSON names",
+        "Chinese",
+        "emoji",
+    ],
 )
 def test_metrics_fit_the_answers(answers: list[str], primary: str) -> None:
     kind = recognize_answers(answers)

@@ -9,13 +9,14 @@ from typing import Any
 import fsspec
 import pytest
 from tests.support.errors import raises
-from tests.support.tiny import save_plain_model, save_seq2seq
+from tests.support.tiny import save_model, save_plain_model, save_seq2seq
 from tests.unit.draft.conftest import NO_MODEL, Drafted, write
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.draft.draft_recipe import draft_recipe
 from tunesmith.plan.run_plan import plan_run
 from tunesmith.recipe.load import load_recipe
+from tunesmith.tasks.chatml import CHATML_TEMPLATE
 
 WORDS = ["one", "two", "red", "blue", "cat", "dog", "sun", "sea"]
 
@@ -76,6 +77,36 @@ CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
      "rougeL"),
     ("names with marks", rows(**{"in.put": text, "output": answer}),
      {"prompt": "{in_put}", "response": "{output}"}, "rougeL"),
+    ("an object in a column", rows(record=lambda i: {"id": i, "question": text(i), "answer": answer(i)}),
+     {"prompt": "{record.question}", "response": "{record.answer}"}, "rougeL"),
+    ("messages in an object", rows(data=lambda i: {"turns": turns(i), "lang": "en"}), {"messages": "data.turns"},
+     "rougeL"),
+    ("an object as JSON text", rows(row=lambda i: json.dumps({"instruction": text(i), "output": answer(i)})),
+     {"prompt": "{row.instruction}", "response": "{row.output}"}, "rougeL"),
+    ("translations", rows(translation=lambda i: {"de": text(i), "fr": answer(i)}),
+     {"prompt": "{translation.de}", "response": "{translation.fr}"}, "rougeL"),
+    ("SQuAD", rows(context="A cat.", question=text, answers=lambda i: {"text": [answer(i)], "answer_start": [0]}),
+     {"prompt": "{context}\n\n{question}", "response": "{answers.text.0}", "references": None}, "rougeL"),
+    ("several answers", rows(question=text, answers=lambda i: [answer(i), "yes"][: 1 + i % 2]),
+     {"response": "{answers.0}", "references": ("answers",)}, "rougeL"),
+    ("references", rows(mr=text, target=answer, references=lambda i: [answer(i), "yes"]),
+     {"response": "{target}", "references": ("target", "references")}, "rougeL"),
+    ("numbered summaries", rows(dialogue=text, summary1=answer, summary2="yes", summary3="no"),
+     {"prompt": "Summarize the following dialogue.\n\n{dialogue}", "response": "{summary1}",
+      "references": ("summary1", "summary2", "summary3")}, "rougeL"),
+    ("thoughts in a column", rows(Question=text, Complex_CoT="So it is.", Response=answer),
+     {"response": "<think>\n{Complex_CoT?}\n</think>\n\n{Response}", "reasoning": "keep"}, "rougeL"),
+    ("thoughts in the answer", rows(prompt=text, completion=lambda i: f"<think>Hm.</think>{answer(i)}"),
+     {**PAIR, "reasoning": "keep"}, "rougeL"),
+    ("thoughts in messages", rows(messages=lambda i: [*turns(i)[:1], {**turns(i)[1], "reasoning_content": "Hm."}]),
+     {"messages": "messages", "reasoning": "keep", "train_on": "all"}, "rougeL"),
+    ("thoughts in several turns", rows(messages=lambda i: 2 * [*turns(i)[:1], {**turns(i)[1], "reasoning": "Hm."}]),
+     {"reasoning": "keep", "train_on": "last"}, "rougeL"),
+    ("conversations with a system column", rows(system=lambda i: "Be brief." if i % 2 else "", messages=turns),
+     {"messages": "messages", "system": "{system?}"}, "rougeL"),
+    ("conversations with two system turns",
+     rows(system="Be kind.", messages=lambda i: [{"role": "system", "content": "Be brief."}, *turns(i)]),
+     {"messages": "messages", "system": None}, "rougeL"),
     ("empty answers", rows(prompt=text, completion=lambda i: answer(i) if i % 4 else ""), PAIR, "rougeL"),
 ]  # fmt: skip
 
@@ -160,6 +191,62 @@ def test_split_column_decides(drafted: Drafted, tiny: Path, tmp_path: Path) -> N
     assert plan_run(tmp_path / "recipe.yaml").rows.counts == {"train": 72, "valid": 24, "test": 24}
 
 
+TOOL = {"name": "weather", "description": "The weather.", "parameters": {"type": "object", "properties": {}}}
+
+
+def tool_turns(i: int) -> Any:
+    arguments = {"city": WORDS[i % 8], "day": i}
+    return [turns(i)[0], {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": json.dumps(arguments)}]}]
+
+
+def sharegpt_calls(i: int) -> Any:
+    call = json.dumps({"name": "weather", "arguments": {"city": WORDS[i % 8], "day": i}})
+    return [{"from": "human", "value": text(i)}, {"from": "function_call", "value": call}]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        (rows(messages=tool_turns, tools=[TOOL]), {"messages": "messages", "tools": "tools"}),
+        (rows(conversations=sharegpt_calls, tools=json.dumps([TOOL])), {"messages": "conversations", "tools": "tools"}),
+        (rows(data=lambda i: {"messages": tool_turns(i), "functions": [TOOL]}), {"tools": "data.functions"}),
+    ],
+    ids=["messages", "ShareGPT", "in an object"],
+)
+@pytest.mark.parametrize("kind", ["reads tools", "without template", "not here"])
+def test_tools_are_given_to_the_template(
+    kind: str, data: list[dict[str, Any]], settings: dict[str, Any], drafted: Drafted, tmp_path: Path
+) -> None:
+    model: Path | str = NO_MODEL
+    if kind == "reads tools":
+        model = save_model(tmp_path / "model", "llama", template=CHATML_TEMPLATE)
+    elif kind == "without template":
+        model = save_plain_model(tmp_path / "model", "llama")
+    recipe = drafted(data, model)
+    assert {key: getattr(recipe.data, key) for key in settings} == settings
+    assert recipe.model.chat_markup == ("chatml" if kind == "without template" else None)
+    assert recipe.evaluate.primary == "tool_call_f1"
+    if model != NO_MODEL:
+        assert plan_run(tmp_path / "recipe.yaml").rows.counts["train"] > 40
+
+
+def test_tools_become_text_for_a_template_without_tools(drafted: Drafted, tiny: Path, tmp_path: Path) -> None:
+    recipe = drafted(rows(conversations=sharegpt_calls, tools=json.dumps([TOOL])), tiny)
+    assert (recipe.data.tools, recipe.data.roles) == (None, {"function_call": "assistant"})
+    assert "{tools}" in recipe.data.system
+    assert recipe.evaluate.primary == "tool_call_f1"
+    assert plan_run(tmp_path / "recipe.yaml").rows.counts["train"] > 40
+    some = rows(conversations=sharegpt_calls, tools=lambda i: json.dumps([TOOL]) if i % 2 else "")
+    assert drafted(some, tiny).data.system == "{tools?}"
+    assert plan_run(tmp_path / "recipe.yaml").rows.counts["train"] > 40
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])], ids=["list", "text"])
+def test_calls_need_a_template_that_writes_them(tools: Any, drafted: Drafted, tiny: Path) -> None:
+    with raises(RecipeError, "no-effect", "tools", str(tiny)):
+        drafted(rows(messages=tool_turns, tools=tools), tiny)
+
+
 def test_shared_identifier_is_suggested_as_group(drafted: Drafted, tmp_path: Path) -> None:
     recipe = drafted(rows(question=text, answer=answer, db_id=lambda i: f"db {i // 4}"))
     assert recipe.data.split.by is None
@@ -212,7 +299,7 @@ def test_unknown_tokenizer_is_estimated_and_said(drafted: Drafted, tmp_path: Pat
         ([], "no-rows"),
         (rows(a="", b=None), "no-rows"),
         (rows(id=lambda i: i, uuid=lambda i: f"x{i}"), "no-format"),
-        (rows(record={"question": "x"}), "no-format"),
+        (rows(record={"scores": [1, 2]}), "no-format"),
         (rows(prompt=lambda i: turns(i)[:1], chosen=answer, rejected=answer), "no-format"),
         (rows(messages=lambda i: turns(i)[:1]), "too-many-dropped"),
         (rows(2, question=text, answer=answer), "empty-split"),

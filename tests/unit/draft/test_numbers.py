@@ -44,6 +44,11 @@ def test_context_length_limits_rows_and_allows_what_it_drops() -> None:
     assert chosen([100] * 90 + [900] * 10, room=500) == {"max_tokens_per_example": 500, "max_dropped_fraction": 0.14}
 
 
+def test_context_length_that_drops_most_rows_is_refused() -> None:
+    with raises(DataError, "too-many-dropped", "60 of 100", "500"):
+        chosen([100] * 40 + [900] * 60, room=500)
+
+
 def test_unusable_rows_are_allowed() -> None:
     assert chosen([100] * 95, problems=5)["max_dropped_fraction"] == 0.08
     assert "max_dropped_fraction" not in chosen([100] * 1000, problems=5)
