@@ -154,8 +154,9 @@ def _references(columns: Mapping[str, Column], response: str) -> list[str] | Non
     numbered = [name for name in columns if name.rstrip("0123456789") == stem]
     if stem != answer and len(numbered) > 1:
         return numbered
-    listed = [column.name for column in columns.values() if _REFERENCES.fullmatch(column.leaf) and column.holds_texts]
-    return [answer, *listed] if listed else None
+    listed = [column for column in columns.values() if _REFERENCES.fullmatch(column.leaf) and column.holds_texts]
+    others = [column.name for column in listed if column.values != [[text] for text in columns[answer].values]]
+    return [answer, *others] if others else None
 
 
 def _is_part(path: str, of: str) -> bool:

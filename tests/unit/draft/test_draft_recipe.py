@@ -91,6 +91,8 @@ CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
      {"response": "{answers.0}", "references": ("answers",)}, "rougeL"),
     ("references", rows(mr=text, target=answer, references=lambda i: [answer(i), "yes"]),
      {"response": "{target}", "references": ("target", "references")}, "rougeL"),
+    ("the answer as its only reference", rows(mr=text, target=answer, references=lambda i: [answer(i)]),
+     {"response": "{target}", "references": None}, "rougeL"),
     ("numbered summaries", rows(dialogue=text, summary1=answer, summary2="yes", summary3="no"),
      {"prompt": "Summarize the following dialogue.\n\n{dialogue}", "response": "{summary1}",
       "references": ("summary1", "summary2", "summary3")}, "rougeL"),
