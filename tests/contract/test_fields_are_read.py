@@ -58,7 +58,7 @@ def is_read(setting: tuple[str, str], attributes: set[tuple[str, str]]) -> bool:
     return any((name, key) in attributes for name in {section, *VARIABLE_NAMES.get(section, ())})
 
 
-CHECKS = ("recipe/schema.py", "recipe/data_source.py", "recipe/validation.py")
+CHECKS = ("recipe/schema.py", "recipe/data_source.py", "recipe/sampling.py", "recipe/validation.py")
 READS = {read for source in sources() if source.name not in CHECKS for read in reads(source)}
 SETTINGS = sorted(set(leaves()))
 

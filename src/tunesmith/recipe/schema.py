@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
+from tunesmith.recipe.sampling import Sampling
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.training import Train
 from tunesmith.recipe.tuning import Tuning
@@ -227,6 +228,8 @@ class AlsoBase(DataBase):
     def _check_rows(self) -> Self:
         unused = self.changed("valid", "test", "train_rows", "duplicates", "leakage", "near_duplicate_threshold")
         unused += [f"split.{key}" for key in self.split.changed("valid", "test", "column")]
+        sources = self.source if isinstance(self.source, tuple) else (self.source,)
+        unused += [key for source in sources for key in source.changed("weight", "loss_weight")]
         if unused:
             raise setting_error("no-effect", f"`{unused[0]}` has no effect, because all rows of the set are test rows")
         return self
@@ -256,41 +259,6 @@ class Guard(Section):
 
     metric: str = Field(description="A metric of `evaluate.metrics`.")
     max_drop: float = Field(gt=0, description="In the metric's unit: the interval of the gain must be above -max_drop.")
-
-
-class Sampling(Section):
-    """How the tokens of an answer are chosen: greedily by default, or drawn from the model's filtered distribution."""
-
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        description="0 takes the most likely token (greedy). Above 0, tokens are sampled; 1 samples from the "
-        "model's own distribution, and lower values favour likely tokens.",
-    )
-    top_k: int | None = Field(None, ge=1, description="Sample from this number of most likely tokens only.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Sample from the smallest set of tokens whose probabilities sum to at least this."
-    )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Sample from tokens with at least this share of the highest probability."
-    )
-    repetition_penalty: float = Field(
-        1.0, gt=0, description="Above 1, tokens that the prompt or the answer contains become less likely."
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        lt=2**63,
-        description="Seed of sampled answers. The seed of each answer follows from it and the row's id.",
-    )
-
-    @model_validator(mode="after")
-    def _check_temperature(self) -> Self:
-        unused = [] if self.temperature else self.changed("top_k", "top_p", "min_p", "seed")
-        if unused:
-            names = " and ".join(f"`{name}`" for name in unused)
-            raise setting_error("no-effect", f"{names}: no effect without a `temperature`, such as 1")
-        return self
 
 
 class Evaluate(Section):

@@ -113,13 +113,24 @@ def _parse_message(message: Any, number: int, roles: Mapping[str, str], with_tho
         hint = "join the texts of its parts; images and audio are not supported" if isinstance(content, list) else ""
         reason = f"the content of a message is {_type_name(content)}, not text"
         raise _problem(reason, where, hint=hint)
-    if not (role in ("system", "tool") or calls or (content or "").strip()):
+    texts = {
+        name: _key_text(message[name], name, where) for name in used if name not in _CALL_KEYS and message.get(name)
+    }
+    thought = next((texts[name] for name in THOUGHT_KEYS if name in texts), "")
+    if not (role in ("system", "tool") or calls or thought or (content or "").strip()):
         raise _problem("a message has no text", where)
     keys: dict[str, Any] = {"tool_calls": calls} if calls else {}
-    if thought := next((message[name] for name in used if name in THOUGHT_KEYS and message.get(name)), ""):
-        keys[THOUGHT] = str(thought)
-    keys |= {name: str(message[name]) for name in used if name in _RESULT_KEYS and message.get(name)}
+    keys |= {THOUGHT: thought} if thought else {}
+    keys |= {name: text for name, text in texts.items() if name in _RESULT_KEYS}
     return Turn(role, content or "", _is_trained(message, role, where), keys=keys)
+
+
+def _key_text(value: Any, name: str, where: str) -> str:
+    """Return the text of a key such as `reasoning_content`; raise RowProblem if it is a list or an object."""
+    if isinstance(value, list | dict):
+        hint = "join the texts of its parts" if isinstance(value, list) else "name the text in it"
+        raise _problem(f"`{name}` of a message is {_type_name(value)}, not text", where, hint=hint)
+    return str(value)
 
 
 def _with_calls(message: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:

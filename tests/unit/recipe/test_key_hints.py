@@ -58,6 +58,7 @@ def problems(tmp_path: Path, *overrides: str, text: str = RECIPE) -> tuple[Probl
         ("rank=8", "tuning.rank"),
         ("target_modules=[q_proj]", "tuning.target"),
         ("train_on_eos=turn", "data.train_on_end"),
+        ("test_datasets=[valid.jsonl]", "data.valid"),
         ("val_set_size=0.1", "data.valid"),
         ("data.test_file=x.csv", "data.test"),
         ("data.field_messages=conversations", "data.messages"),

@@ -92,6 +92,14 @@ def test_wrong_further_sets_are_errors(problems: Problems, keys: str, key: str, 
     assert problem.where == line_of(text, "also:")
 
 
+@pytest.mark.parametrize("key", ["weight", "loss_weight"])
+def test_weights_of_the_sources_of_a_further_set_are_errors(problems: Problems, key: str) -> None:
+    weighted = SET.replace("{file: x.csv}", f"[{{file: x.csv, {key}: 2}}, {{file: y.csv}}]")
+    [problem] = problems(f"{RECIPE}  also: [{weighted}, metrics: [bleu], max_drop: 0.1}}]\n")
+    assert (problem.key, problem.code) == ("evaluate.also.0", "no-effect")
+    assert f"`{key}`" in problem.message
+
+
 def test_a_further_set_is_a_recipe_whose_rows_are_all_test_rows(load: Load) -> None:
     recipe = load(f"{RECIPE}  also: [{SET}, metrics: [bleu, chrf], primary: chrf, max_drop: 0.1, split: {{by: a}}}}]\n")
     [entry] = recipe.evaluate.also

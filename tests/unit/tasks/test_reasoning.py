@@ -104,6 +104,36 @@ def test_a_thought_before_a_call_is_masked_up_to_the_call() -> None:
         assert task.reference(task.parse({"m": messages[:2]})) == call
 
 
+@pytest.mark.parametrize("how", ["keep", "mask", "strip"])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ({"content": "<think>hm</think>"}, "hm"),
+        ({"content": "", "reasoning_content": "hm"}, "hm"),
+        ({"content": None, "thinking": "hm"}, "hm"),
+        ({"content": " <think>hm"}, "<think>hm"),
+    ],
+)
+def test_answer_that_is_only_a_thought_is_a_row_problem(answer: dict[str, Any], named: str, how: str) -> None:
+    task = PUBLISHED_TEMPLATES["qwen3"].task(reasoning=how)
+    with row_problem("no-answer", named):
+        task.parse({"m": [{"role": "user", "content": "a"}, {"role": "assistant", **answer}]})
+
+
+@pytest.mark.parametrize("thought", [["one", "two"], {"text": "one"}, [{"type": "thinking", "thinking": "one"}]])
+def test_thought_that_is_a_list_or_an_object_is_a_row_problem(thought: Any) -> None:
+    answer = {"role": "assistant", "content": "b", "reasoning": thought}
+    with row_problem("wrong-messages", "`reasoning`"):
+        PUBLISHED_TEMPLATES["qwen3"].task(reasoning="keep").parse({"m": [{"role": "user", "content": "a"}, answer]})
+
+
+def test_thought_whose_beginning_was_in_the_prompt_is_found() -> None:
+    task = PUBLISHED_TEMPLATES["qwen3"].task(reasoning="strip")
+    [_, answer] = task.parse({"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "hm</think>b"}]})
+    assert (answer.text, answer.keys) == ("b", {})
+    assert task.decode_answer(PUBLISHED_TEMPLATES["qwen3"].tokenizer.encode_trusted("hm</think>b<|im_end|>")) == "b"
+
+
 def test_a_trained_thought_that_the_template_drops_is_a_row_problem() -> None:
     template = PUBLISHED_TEMPLATES["qwen3"]
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
