@@ -33,17 +33,19 @@ _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
 _COMPARED = "command: compare"
+_COMPARABLE = "plan tunesmith.pipeline.checks:check_promotion"
 _INCUMBENT = "not before: the alias may move until the promotion"
 
 _LATE: dict[str, tuple[str, ...]] = {
     "evaluate/comparison.py _first_run": (_COMPARED,),
     "evaluate/comparison.py compare_references": (_COMPARED,) * 3,
     "evaluate/endpoint_answers.py ask_endpoint": (_COMPARED,) * 2,
-    "evaluate/own_prompts.py _row_values": (_INCUMBENT,),
-    "evaluate/own_prompts.py _turns": (_INCUMBENT,),
-    "evaluate/own_prompts.py own_prompts": (_INCUMBENT,),
-    "evaluate/own_prompts.py without_likelihoods": (_INCUMBENT,),
-    "evaluate/incumbent.py refuse_incomparable": (_INCUMBENT,),
+    "evaluate/own_prompts.py _data_of": (_COMPARABLE,),
+    "evaluate/own_prompts.py _row_values": (_COMPARABLE,),
+    "evaluate/own_prompts.py _turns": (_COMPARABLE,),
+    "evaluate/own_prompts.py own_prompts": (_COMPARABLE,),
+    "evaluate/own_prompts.py without_likelihoods": (_COMPARABLE,),
+    "evaluate/incumbent.py refuse_incomparable": (_COMPARABLE,),
     "evaluate/incumbent_verdict.py compare_with_incumbent": (_INCUMBENT,),
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py promote_run": ("command: promote",),

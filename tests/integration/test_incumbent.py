@@ -164,7 +164,9 @@ def test_the_incumbent_gives_as_many_samples_as_the_tuned_model(
     }
 
 
-def test_an_incumbent_that_cannot_be_compared_stays_unless_forced(tmp_path: Path, tiny: Path) -> None:
+def test_an_incumbent_that_cannot_be_compared_stays_unless_forced(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reworded = {
         "source": {"file": "rows.jsonl"},
         "task": "chat",
@@ -172,8 +174,11 @@ def test_an_incumbent_that_cannot_be_compared_stays_unless_forced(tmp_path: Path
         "response": "{answer}",
     }
     run(tmp_path, tiny, "first", train=train(3), data={**reworded, "split": {"valid": 0.15, "test": 0.2}})
+    capsys.readouterr()
     with raises(VerdictRefused, "not-comparable", "perplexity"):
         run(tmp_path, tiny, "second", train=train(16))
+    before_training = capsys.readouterr().err.partition("train: starts")[0]
+    assert "tiny@1" in before_training
     assert staged() == 1
     assert run_command(app, ["promote", str(tmp_path / "second")]) == 4
     forced = ["promote", str(tmp_path / "second"), "--force", "--reason", "checked by hand"]

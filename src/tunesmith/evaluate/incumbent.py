@@ -2,14 +2,42 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.errors import DamagedFile, DataError, RecipeError, VerdictRefused
 from tunesmith.core.records import Example
-from tunesmith.evaluate.own_prompts import own_prompts
+from tunesmith.evaluate.own_prompts import changes_base, own_prompts
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.store import Registry, Version
+
+
+@dataclass(frozen=True, slots=True)
+class IncumbentCheck:
+    """The version that a promotion would replace, before training.
+
+    Attributes:
+        version: such as `viggo@3`.
+        alias: such as `viggo@staging`.
+        is_asked: whether it will answer the test rows; the run's base answers them anyway.
+        problem: why it cannot be compared with the tuned model; None if it can.
+        hint: what would help.
+    """
+
+    version: str
+    alias: str
+    is_asked: bool
+    problem: str | None = None
+    hint: str | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """The problem and its consequence; None if there is no problem."""
+        if self.problem is None:
+            return None
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.alias}: {self.version} {self.problem}{hint}; the tuned model will be promoted by --force only"
 
 
 def find_incumbent(recipe: Recipe, tuned: str | None) -> Version | None:
@@ -24,22 +52,32 @@ def find_incumbent(recipe: Recipe, tuned: str | None) -> Version | None:
     if target is None or "incumbent" not in target.against:
         return None
     version = Registry.default().alias_version(target.model, target.alias)
-    return None if version is None or version.facts.get("model_digest") == tuned else version
+    is_tuned = version is not None and tuned is not None and version.facts.get("model_digest") == tuned
+    return None if is_tuned else version
 
 
 def check_incumbent(
-    recipe: Recipe, version: Version, base: ModelFolder, examples: Sequence[Example], folder: Path
-) -> None:
-    """Check before training whether a version can be asked about the test rows.
+    recipe: Recipe, base: ModelFolder, examples: Sequence[Example], folder: Path
+) -> IncumbentCheck | None:
+    """Check before training whether the version to replace can be compared; None if there is none.
 
     Args:
-        base, examples, folder: as in `own_prompts`.
-
-    Raises:
-        VerdictRefused: it cannot.
+        base: the base of the run.
+        examples: the test rows with the prompts of the run.
+        folder: the folder of the recipe's sources.
     """
-    with refuse_incomparable(version):
-        own_prompts(resolve(str(version)), base, recipe, examples, folder)
+    version = find_incumbent(recipe, None)
+    if version is None or recipe.promote is None:
+        return None
+    alias = f"{recipe.promote.model}@{recipe.promote.alias}"
+    try:
+        with refuse_incomparable(version):
+            model = resolve(str(version))
+            own_prompts(model, base, recipe, examples, folder)
+    except VerdictRefused as refusal:
+        return IncumbentCheck(str(version), alias, is_asked=False, problem=refusal.message, hint=refusal.hint)
+    is_base = not changes_base(recipe) and model.digest() == base.digest()
+    return IncumbentCheck(str(version), alias, is_asked=not is_base)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How a model that a run did not train is asked about the run's test rows. Imports no torch, so `plan` can check it.
 
-It answers through the prompt template of its own training, because a template that it never saw would make it look
+It answers through the prompt template that it was trained with, because a template that it never saw would make it look
 worse than it is.
 """
 
@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
 from tunesmith.data.identity import row_id
 from tunesmith.data.process_rows import read_recipe_rows
-from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.fetch.model_folder import CARD, ModelFolder
 from tunesmith.inference.recorded import recorded_options
 from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Data, DataBase, Recipe
+from tunesmith.recipe.tuning import Quantization
 from tunesmith.scoring.metrics import likelihood_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
@@ -55,8 +58,7 @@ def own_prompts(
         DataError: the rows do not fill the model's template, or have changed since `prepare`.
     """
     tokenizer, base_tokenizer = load_tokenizer(model), load_tokenizer(base, recipe.model.chat_markup)
-    stored = model.card.get("data")
-    data = load_data(stored) if isinstance(stored, dict) else recipe.data  # a model that was not tuned has no template
+    data = _data_of(model) or recipe.data  # a model that was not tuned has no template
     task, same_template = task_for(data, tokenizer), _template(data) == _template(recipe.data)
     same_tokenizer = (model.root.tokenizer_digest(), model.chat_markup) == (
         base.root.tokenizer_digest(),
@@ -75,6 +77,11 @@ def own_prompts(
         for example, values in rows
     )
     return OwnPrompts(recipe, tuple(reworded), task, tokenizer)
+
+
+def changes_base(recipe: Recipe) -> bool:
+    """Whether the base is evaluated with other weights or another template than its own."""
+    return isinstance(recipe.tuning, Quantization) or recipe.model.chat_markup is not None
 
 
 def without_likelihoods(recipe: Recipe) -> Recipe:
@@ -96,6 +103,25 @@ def without_likelihoods(recipe: Recipe) -> Recipe:
         "guards": tuple(guard for guard in settings.guards if guard.metric not in likelihoods),
     }
     return recipe.model_copy(update={"evaluate": settings.model_copy(update=changes)})
+
+
+def _data_of(model: ModelFolder) -> Data | None:
+    """Return the `data` section that a model was trained with; None if it has no record of one.
+
+    Raises:
+        RecipeError: the record has keys that this version does not know.
+    """
+    stored = model.card.get("data")
+    if not isinstance(stored, dict):
+        return None
+    try:
+        return load_data(stored)
+    except ValidationError as error:
+        raise RecipeError(
+            "its prompts cannot be read, because another version of tunesmith trained it",
+            where=str(model.path / CARD),
+            code="not-comparable",
+        ) from error
 
 
 def _template(data: Data) -> dict[str, Any]:

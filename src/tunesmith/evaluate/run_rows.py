@@ -15,7 +15,7 @@ from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.model_outputs import response_stats
 from tunesmith.evaluate.model_scores import Outputs, TestRows, evaluation_conditions, run_model, write_scores
-from tunesmith.evaluate.own_prompts import own_prompts, without_likelihoods
+from tunesmith.evaluate.own_prompts import changes_base, own_prompts, without_likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve_base, resolve_tuned
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.inference.prompts import read_selected_rows
@@ -50,8 +50,7 @@ class RunRows:
         }
         self._evaluated: dict[str, Path] = {}
         if evaluated:
-            conditions = evaluation_conditions(recipe)
-            if not (conditions["quantization"] or conditions["chat_markup"]):  # otherwise the base is changed first
+            if not changes_base(recipe):
                 self._evaluated[resolve_base(run, recipe.model.base).digest()] = run.evaluation("base")
             self._evaluated[resolve_tuned(run).digest()] = run.evaluation("tuned")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from tunesmith.architecture import base_model
 from tunesmith.architecture.causality import require_causal
@@ -15,6 +16,7 @@ from tunesmith.data.fit import check_max_positions, check_packing_supported
 from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
 from tunesmith.data.prepare import errors_of_set, prepare_sets
 from tunesmith.data.token_dataset import TokenDataset
+from tunesmith.evaluate.incumbent import IncumbentCheck, check_incumbent
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable
@@ -119,8 +121,18 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
         yield from check_answerable(recipe, tokenizer, examples, positions=positions, split=split)
 
 
+def check_promotion(recipe: Recipe, base: ModelFolder, rows: UsedRows, folder: Path) -> IncumbentCheck | None:
+    """Check whether the version that a promotion would replace can be compared on the test rows; None if there is none.
+
+    Args:
+        folder: the folder of the recipe's sources.
+    """
+    examples = select_examples(rows, "test", recipe.evaluate.rows, recipe.seed)
+    return check_incumbent(recipe, base, examples, folder)
+
+
 def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    """Yield the warnings of `check_prompts` about the rows that `prepare` wrote, and those of further held-out sets.
+    """Yield the warnings of `check_prompts` and `check_promotion` about prepared rows, and those of further sets.
 
     A set that was added since `prepare` is prepared. Called before training instead of in it, because training must
     not read the test rows.
@@ -135,6 +147,9 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
     with suppress(RecipeError):  # an architecture with an unknown limit
         positions = shapes_of(base.root.path).positions
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
+    incumbent = check_promotion(recipe, base, PreparedRows(run), run.recipe_folder)
+    if incumbent is not None and incumbent.warning:
+        yield incumbent.warning
     prepare_sets(recipe, run, PreparedRows(run))
     for entry in recipe.evaluate.also:
         yield from check_set(recipe, entry, positions, tokenizer, PreparedRows(run.further_set(entry.name)))

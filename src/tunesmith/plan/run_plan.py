@@ -8,14 +8,22 @@ from typing import Any
 from tunesmith.core.errors import DoesNotFit, RecipeError
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.stages import PREPARE
+from tunesmith.core.stages import PREPARE, PROMOTE
 from tunesmith.data.dataset import PreparedRows, UsedRows, build_dataset
 from tunesmith.data.rehearsal import rehearse
 from tunesmith.estimate.disk import DiskEstimate, checkpoints_gib, free_gib
 from tunesmith.estimate.hardware import detect_hardware
 from tunesmith.estimate.throughput import load_speed, speed_key
+from tunesmith.evaluate.incumbent import IncumbentCheck
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve_base
-from tunesmith.pipeline.checks import check_base, check_prompts, check_rows, recipe_warnings, require_machine
+from tunesmith.pipeline.checks import (
+    check_base,
+    check_promotion,
+    check_prompts,
+    check_rows,
+    recipe_warnings,
+    require_machine,
+)
 from tunesmith.pipeline.runner import check_prerequisites
 from tunesmith.pipeline.runs import open_run
 from tunesmith.pipeline.stage_state import stage_states, wanted_stages
@@ -50,6 +58,7 @@ class RunPlan:
         workload: its validations and its evaluation.
         evidence: the gain that its test rows can detect.
         also: its further held-out sets.
+        incumbent: the version that its promotion would replace; None if there is none, or if it is promoted already.
         cluster: the memory and the throughput of its processes.
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
         disk: the disk space that it needs.
@@ -70,6 +79,7 @@ class RunPlan:
     workload: Workload
     evidence: Evidence
     also: list[SetPlan]
+    incumbent: IncumbentCheck | None
     cluster: ClusterEstimate
     scaling: list[dict[str, Any]]
     disk: DiskEstimate
@@ -136,6 +146,7 @@ class RunPlan:
             f"lengths  {text.lengths_text(self.rows)}",
             f"copies   {text.copies_text(self.rows)}",
             f"verdict  {evidence_text(self.evidence)}",
+            *([f"promote  {text.promotion_text(self.incumbent)}"] if self.incumbent else []),
             f"steps    {text.steps_text(self.steps, self.workload, self.select_best_by)}",
             f"tokens   {text.tokens_text(self.training_tokens, self.workload)}",
             f"time     {text.time_text(self.seconds, self.cluster, self.workload)}",
@@ -177,13 +188,17 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     notes = rehearse(loaded, task, rows, run, is_prepared=is_prepared, seconds=_REHEARSAL_SECONDS)
     later = "evaluation reads the others" if is_prepared else "`prepare` reads all of them before training"
     sets = plan_sets(loaded, run, base, shapes.positions, tokenizer, rows, seconds=_REHEARSAL_SECONDS)
+    incumbent = None
+    if stages.get(PROMOTE.name, "done") != "done":
+        incumbent = check_promotion(loaded, base, rows, run.recipe_folder)
     warnings = (
         *recipe_warnings(loaded, base, shapes, tokenizer),
         *check_prompts(loaded, shapes.positions, tokenizer, rows),
         *(f"{note}; {later}" for note in notes),
         *sets.warnings,
+        *([incumbent.warning] if incumbent is not None and incumbent.warning else []),
     )
-    return _estimate(loaded, run, base, rows, sets, inputs, stages, warnings)
+    return _estimate(loaded, run, base, rows, sets, incumbent, inputs, stages, warnings)
 
 
 def _prepared_rows(run: RunDir) -> PreparedRows:
@@ -200,6 +215,7 @@ def _estimate(
     base: ModelFolder,
     rows: UsedRows,
     sets: SetPlans,
+    incumbent: IncumbentCheck | None,
     inputs: EstimateInputs,
     stages: dict[str, str],
     warnings: tuple[str, ...],
@@ -222,8 +238,8 @@ def _estimate(
     return RunPlan(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
-        workload=estimate_workload(recipe, rows, sets.rows, steps, cluster, speed), evidence=evidence, also=sets.plans,
-        cluster=cluster,
+        workload=estimate_workload(recipe, rows, sets.rows, incumbent, steps, cluster, speed), evidence=evidence,
+        also=sets.plans, incumbent=incumbent, cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
         warnings=(

@@ -5,6 +5,7 @@ from typing import Any
 from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import SPLITS
 from tunesmith.estimate.disk import DiskEstimate
+from tunesmith.evaluate.incumbent import IncumbentCheck
 from tunesmith.plan.further_sets import SetPlan
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate
@@ -58,6 +59,15 @@ def set_text(entry: SetPlan) -> str:
     )
 
 
+def promotion_text(incumbent: IncumbentCheck) -> str:
+    """Return the version that the promotion would replace, and how it is compared with the tuned model."""
+    replaced = f"{incumbent.alias} is {incumbent.version}"
+    if incumbent.problem:
+        return f"{replaced}, which cannot be compared"
+    answers = "answers the test rows, too" if incumbent.is_asked else "is the base"
+    return f"{replaced}, which {answers}; the tuned model replaces it only if it is better"
+
+
 def lengths_text(rows: RowCounts) -> str:
     """Return a bar histogram of the training rows' lengths in tokens, with the median and the 95th percentile."""
     lengths = rows.lengths["train"]
@@ -98,7 +108,8 @@ def tokens_text(training_tokens: int, workload: Workload) -> str:
         text += f", {workload.all_valid_tokens:,} for validation ({workload.validations} x {workload.valid_tokens:,})"
     if workload.valid_rows < workload.all_valid_rows:
         text += f" on {workload.valid_rows:,} of {workload.all_valid_rows:,} valid rows, see train.valid_loss_rows"
-    rows = f"{workload.test_rows:,} test rows by base and tuned"
+    models = f"base, tuned and {workload.incumbent}" if workload.incumbent else "base and tuned"
+    rows = f"{workload.test_rows:,} test rows by {models}"
     if workload.answered_valid_rows:
         rows += f", {workload.answered_valid_rows:,} valid rows {workload.validations} times"
     return f"{text}; at most {workload.generated_tokens[1]:,} generated ({rows})"

@@ -9,6 +9,7 @@ from tunesmith.data.dataset import UsedRows
 from tunesmith.data.sampler import select_validation_rows
 from tunesmith.data.split import choose_by_hash
 from tunesmith.estimate.throughput import Speed
+from tunesmith.evaluate.incumbent import IncumbentCheck
 from tunesmith.inference.prompts import UNSCORED_ANSWERS
 from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.recipe.schedule import StepPlan
@@ -26,7 +27,8 @@ class Workload:
         valid_tokens: tokens that each validation reads.
         answered_valid_rows: number of rows that each validation answers for `train.valid_metrics`.
         test_rows: number of test rows that base and tuned answer.
-        read_tokens: tokens of test rows that both models read for likelihood metrics.
+        incumbent: the version of the registry that answers the test rows, too; None if none does.
+        read_tokens: tokens of test rows that all models read for likelihood metrics.
         generated_tokens: number of tokens of all answers: if they are as long as the references, and the maximum.
         validation_seconds: time of all validations without generating answers; None if no speed is known.
         is_measured: whether an earlier run on this machine measured the speed of validation; otherwise
@@ -40,6 +42,7 @@ class Workload:
     valid_tokens: int
     answered_valid_rows: int
     test_rows: int
+    incumbent: str | None
     read_tokens: int
     generated_tokens: tuple[int, int]
     validation_seconds: float | None
@@ -56,6 +59,7 @@ def estimate_workload(
     recipe: Recipe,
     rows: UsedRows,
     sets: Sequence[tuple[Recipe, UsedRows]],
+    incumbent: IncumbentCheck | None,
     steps: StepPlan,
     cluster: ClusterEstimate,
     speed: Speed | None,
@@ -64,6 +68,7 @@ def estimate_workload(
 
     Args:
         sets: the rows of further held-out sets, and the set as a recipe.
+        incumbent: the version that a promotion would replace; it is not asked about the further sets.
     """
     train = recipe.train
     valid_ids = [str(entry.id) for entry in rows.ledger_entries("valid")]
@@ -75,9 +80,11 @@ def estimate_workload(
     own = _evaluation(recipe, rows, unscored=UNSCORED_ANSWERS)
     further = [_evaluation(set_recipe, set_rows, unscored=0) for set_recipe, set_rows in sets]
     valid_answers = steps.validations * answered_valid_rows
-    expected = valid_answers * own.expected + sum(2 * part.answers * part.expected for part in (own, *further))
-    at_most = valid_answers * own.limit + sum(2 * part.answers * part.limit for part in (own, *further))
-    read_tokens = sum(2 * part.read_tokens for part in (own, *further))
+    asked = incumbent.version if incumbent is not None and incumbent.is_asked else None
+    parts = [(3 if asked else 2, own), *((2, part) for part in further)]
+    expected = valid_answers * own.expected + sum(models * part.answers * part.expected for models, part in parts)
+    at_most = valid_answers * own.limit + sum(models * part.answers * part.limit for models, part in parts)
+    read_tokens = sum(models * part.read_tokens for models, part in parts)
     validation = generation = None
     if speed is not None and cluster.total_tokens_per_second is not None:
         reading = speed.reading * cluster.processes if speed.reading else cluster.total_tokens_per_second[0]
@@ -88,7 +95,7 @@ def estimate_workload(
             generation = expected / writing + reading_seconds, at_most / writing + reading_seconds
     return Workload(
         validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(valid_ids),
-        valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=own.rows,
+        valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=own.rows, incumbent=asked,
         read_tokens=read_tokens, generated_tokens=(round(expected), at_most),
         validation_seconds=validation, is_measured=bool(speed and speed.reading), generation_seconds=generation,
     )  # fmt: skip

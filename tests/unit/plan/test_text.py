@@ -30,7 +30,8 @@ ROWS = RowCounts(
 )  # fmt: skip
 WORKLOAD = Workload(
     validations=4, valid_rows=40, all_valid_rows=40, valid_tokens=2000, answered_valid_rows=0, test_rows=60,
-    read_tokens=0, generated_tokens=(2400, 7680), validation_seconds=None, is_measured=False, generation_seconds=None,
+    incumbent=None, read_tokens=0, generated_tokens=(2400, 7680), validation_seconds=None, is_measured=False,
+    generation_seconds=None,
 )  # fmt: skip
 LOCAL = ClusterEstimate(
     nodes=1, processes=1, sharding="none", micro_batches=MicroBatchPolicy(1024),
@@ -40,7 +41,7 @@ LOCAL = ClusterEstimate(
 )  # fmt: skip
 PLAN = RunPlan(
     name="demo", run="runs/demo", base="org/model", method="lora", launch="local", rows=ROWS,
-    steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[],
+    steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[], incumbent=None,
     evidence=Evidence("rougeL", 60, 60, 60, 0.25, 0.1, 240),
     cluster=LOCAL, scaling=[],
     disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True,
