@@ -11,7 +11,7 @@ from tunesmith.draft import numbers
 from tunesmith.draft.answers import AnswerKind, recognize_answers
 from tunesmith.draft.base import Base, fit_to_model, open_base
 from tunesmith.draft.columns import leaf_name
-from tunesmith.draft.held_out import find_held_out
+from tunesmith.draft.held_out import find_held_out, numbered_references
 from tunesmith.draft.layout import Layout, choose_layout
 from tunesmith.draft.measure import Measured, measure
 from tunesmith.draft.sample import Sample, find_source, read_sample
@@ -47,6 +47,8 @@ def draft_recipe(data: str, *, out: Path, model: str) -> str:
     parts = [path.partition(".") for path in layout.essential]
     needed = {in_source.get(name, name) + mark + inner for name, mark, inner in parts}
     held_out = {} if layout.split else find_held_out(source, needed, folder)
+    if references := numbered_references(held_out.values(), layout.settings.get("response", "").strip("{}"), folder):
+        layout = layout.with_references(references)
     measured = measure(_provisional(source, layout, base), sample.rows, base.tokenizer)
     kind = recognize_answers(measured.answers) if layout.settings["task"] != "text" else None
     instructed = _with_instruction(layout, kind)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.core.errors import DataError
@@ -60,6 +60,12 @@ class Layout:
         others = {column.name for column in (self.group, self.split) if column}
         return _columns(self.settings) | others
 
+    def with_references(self, columns: Sequence[str]) -> "Layout":
+        """Return the layout with columns of references."""
+        reason = "right answers for scoring; the best of them counts"
+        settings = self.settings | {"references": list(columns)}
+        return replace(self, settings=settings, reasons=self.reasons | {"references": reason})
+
     @property
     def essential(self) -> set[str]:
         """The columns that every row needs."""
@@ -83,22 +89,15 @@ def choose_layout(sample: Sample, where: str) -> Layout:
     if settings["task"] == "chat":
         settings, further = add_conversation_settings(columns, settings)
         reasons |= further
-    if "response" in settings and (references := _references(columns, settings["response"])):
-        settings["references"] = references
-        reasons["references"] = "right answers for scoring; the best of them counts"
-    used = _columns(settings)
+    references = _references(columns, settings["response"]) if "response" in settings else None
+    used = _columns(settings) | set(references or ())
     left = [name for name in columns if not any(_is_part(name, other) or _is_part(other, name) for other in used)]
     key = next(key for key in ("messages", "prompt", "text") if key in settings)
     if left:
         reasons[key] = "; ".join(filter(None, [reasons.get(key), f"not used: {_listed(left)}"]))
     split = _split_column(columns)
-    return Layout(
-        settings,
-        reasons,
-        columns,
-        None if split else _group_column(columns, used),
-        split,
-    )
+    layout = Layout(settings, reasons, columns, None if split else _group_column(columns, used), split)
+    return layout.with_references(references) if references else layout
 
 
 def _usual(columns: Mapping[str, Column]) -> list[Column]:

@@ -174,6 +174,16 @@ def test_files_beside_the_file_become_valid_and_test(drafted: Drafted, tiny: Pat
     assert plan_run(tmp_path / "recipe.yaml").rows.counts == {"train": 250, "valid": 20, "test": 30}
 
 
+def test_test_file_with_several_references(drafted: Drafted, tiny: Path, tmp_path: Path) -> None:
+    """As DialogSum's: one summary per training row, and three per test row."""
+    test = rows(20, dialogue=lambda i: text(i + 300), summary1=answer, summary2="yes", summary3="no")
+    write(tmp_path / "sums.test.jsonl", test)
+    recipe = drafted(rows(100, dialogue=text, summary=answer), tiny, file="sums.train.jsonl")
+    assert recipe.data.test.rename == {"summary1": "summary"}
+    assert recipe.data.references == ("summary", "summary2", "summary3")
+    assert plan_run(tmp_path / "recipe.yaml").rows.counts["test"] == 20
+
+
 def test_folder_of_a_dataset_with_its_splits(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "set").mkdir()
     data = rows(130, question=text, answer=answer)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.unit.draft.conftest import write
 
-from tunesmith.draft.held_out import find_held_out
+from tunesmith.draft.held_out import find_held_out, numbered_references
 
 ROWS = [{"q": "x", "a": "y"}]
 
@@ -42,3 +42,13 @@ def test_found_files_keep_the_settings_of_the_source(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", [{"q.": "x", "a": "y"}])
     source = {"file": "train.jsonl", "rename": {"q.": "q_"}}
     assert find_held_out(source, {"q.", "a"}, tmp_path) == {"test": {**source, "file": "test.jsonl"}}
+
+
+def test_numbered_references_of_a_test_file(tmp_path: Path) -> None:
+    write(tmp_path / "x.test.jsonl", [{"q": "x", "a1": "y", "a2": "z", "a10": "u", "ab": "v"}])
+    write(tmp_path / "x.dev.jsonl", [{"q": "x", "a1": "y"}])
+    source = {"file": "x.train.jsonl", "rename": {"a": "b"}}
+    found = find_held_out(source, {"q", "a"}, tmp_path)
+    assert found == {"test": {"file": "x.test.jsonl", "rename": {"a1": "b"}}}
+    assert numbered_references(found.values(), "b", tmp_path) == ["b", "a2", "a10"]
+    assert numbered_references(found.values(), "q", tmp_path) == []
