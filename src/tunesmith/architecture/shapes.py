@@ -8,9 +8,15 @@ UNLIMITED = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer with a weight [out_features, in_features]. Layers with the same `input` share one input tensor.
+    """A linear layer with a weight [out_features, in_features], or the experts of a mixture, with one such weight each.
 
     The operation that computes an `input` ending in `attended` or `rectified` may have saved it for backward already.
+
+    Attributes:
+        input: layers with the same input share one input tensor.
+        experts: the number of weights, which are one parameter [experts, ., .]; 1 for a linear layer.
+        active: the number of experts that each token uses.
+        ranks: peft multiplies the adapter's rank by this.
     """
 
     name: str
@@ -18,11 +24,18 @@ class Linear:
     in_features: int
     input: str
     bias: bool = False
+    experts: int = 1
+    active: int = 1
+    ranks: int = 1
 
     @property
     def weights(self) -> int:
         """The number of weights, without the bias."""
-        return self.out_features * self.in_features
+        return self.experts * self.out_features * self.in_features
+
+    def adapter(self, rank: int) -> int:
+        """Return the number of parameters in the matrices A and B of LoRA."""
+        return self.experts * self.ranks * rank * (self.out_features + self.in_features)
 
     @property
     def parameters(self) -> int:

@@ -6,11 +6,13 @@ Linear layers are read from the headers; everything else is assumed to be as in 
 import json
 import re
 import struct
+from collections.abc import Collection
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from tunesmith.architecture.linear_layers import first_number, linear_layers
 from tunesmith.architecture.shapes import Attention, Layer, Linear, Shapes, Stack
 from tunesmith.core.errors import DamagedFile, RecipeError
 
@@ -20,8 +22,6 @@ EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "t
 OUTPUTS = ("lm_head", "embed_out", "output")
 """Names of the output layer. It is not stored if it is tied to the embedding."""
 
-# Tables that are looked up, not multiplied: embeddings of tokens and positions, and T5's relative positions.
-_LOOKUP_TABLES = ("embed", "wpe", "relative_attention_bias", "shared")
 _FETCH_AGAIN = "fetch the model again"
 
 
@@ -37,21 +37,16 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
         message = f"the shapes of `{config.get('model_type')}` cannot be derived from its configuration alone"
         raise RecipeError(message, where=str(folder), hint="fetch the weights too", code="unknown-shapes")
     vocabulary = int(config.get("vocab_size", 0))
-    hidden = _first(config, "hidden_size", "n_embd", "d_model") or 0
-    matrices = {
-        name.removesuffix(".weight"): shape
-        for name, shape in tensors.items()
-        if len(shape) == 2 and vocabulary not in shape and not any(part in name for part in _LOOKUP_TABLES)
-    }
-    heads = _first(config, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads") or 1
-    layers = _first(config, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers") or 1
-    inner = max((max(shape) for shape in matrices.values()), default=hidden)
+    hidden = first_number(config, "hidden_size", "n_embd", "d_model") or 0
+    matrices = linear_layers(tensors, config)
+    heads = first_number(config, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads") or 1
+    layers = first_number(config, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers") or 1
+    inner = _mlp_width(matrices.values(), hidden)
     has_encoder = bool(config.get("is_encoder_decoder"))
     # Tensor names are complete here, so each matrix becomes a stack with a single linear layer. The saved tensors of
     # all other operations are in separate stacks without linear layers.
     stacks = []
-    for name, (out_features, in_features) in matrices.items():
-        linear = Linear("", out_features, in_features, name)
+    for name, linear in matrices.items():
         layer = Layer((linear,), (), 0, 0, norms=0, rms_norm=False, dropouts=0)
         stacks.append(Stack(name, 1, layer, encoder=has_encoder and "encoder." in name))
     attention = Attention(heads, hidden, hidden)
@@ -67,7 +62,7 @@ def shapes_from_headers(folder: Path, config: dict[str, Any]) -> Shapes:
         vocabulary=vocabulary,
         stacks=tuple(stacks),
         tied=not any(re.search(r"(^|\.)(lm_head|embed_out|output)\.weight$", name) for name in tensors),
-        positions=_first(config, "max_position_embeddings", "n_positions"),
+        positions=first_number(config, "max_position_embeddings", "n_positions"),
         known=False,
     )
 
@@ -134,9 +129,12 @@ def _index(folder: Path) -> dict[str, str]:
         raise DamagedFile("is not a valid index of weight files", where=str(index), hint=_FETCH_AGAIN) from error
 
 
-def _first(config: dict[str, Any], *names: str) -> int | None:
-    """Return the value of the first of these keys that a configuration has."""
-    return next((int(config[name]) for name in names if config.get(name)), None)
+def _mlp_width(layers: Collection[Linear], hidden: int) -> int:
+    """Return the inner width of the MLP: the largest side of a matrix, or that of all experts that a token uses."""
+    single = [max(linear.out_features, linear.in_features) for linear in layers if linear.experts == 1]
+    # The smaller of the two parameters of experts is the projection out of the MLP, [hidden, width] for each.
+    experts = [linear.active * linear.weights // (linear.experts * hidden) for linear in layers if linear.experts > 1]
+    return max((*single, min(experts, default=0)), default=hidden)
 
 
 def _weight_files(folder: Path, index: dict[str, str]) -> list[Path]:

@@ -130,7 +130,9 @@ class SavedActivations:
         for linear in layer.linear:
             if not self._full and stack.name_of(number, linear) not in self.adapted:
                 continue
-            rows = micro_batch.source_tokens if linear.input == "encoded" else tokens
+            rows = (micro_batch.source_tokens if linear.input == "encoded" else tokens) * linear.active
+            if linear.experts > 1 and not self._full:  # peft adds the update to a copy of all experts' weights
+                saved += linear.weights * self._compute
             readers[linear.input] += 1
             saved += rows * self._rank * self._compute
             if self._dora:  # peft computes DoRA in fp32 and saves two to three results
@@ -162,11 +164,13 @@ class SavedActivations:
 
 
 def adapted_layers(recipe: Recipe, shapes: Shapes) -> Iterator[tuple[str, Linear]]:
-    """Yield the name and sizes of each linear layer that gets an adapter."""
+    """Yield the name and sizes of each linear layer, and of the experts of each layer, that get an adapter."""
     target = recipe.tuning.target if isinstance(recipe.tuning, LoraBase) else ()
-    return ((name, linear) for name, linear in shapes.linear() if _is_adapted(name, target))
+    return ((name, linear) for name, linear in shapes.linear() if _is_adapted(name, linear, target))
 
 
-def _is_adapted(module: str, target: str | tuple[str, ...]) -> bool:
-    """Whether peft adapts a linear layer: `target` has its full name or the end of it."""
-    return target == "all-linear" or any(f".{module}".endswith(f".{name}") for name in target)
+def _is_adapted(module: str, linear: Linear, target: str | tuple[str, ...]) -> bool:
+    """Whether peft adapts a linear layer: `target` has its full name or the end of it. Experts need `all-linear`."""
+    if target == "all-linear":
+        return True
+    return linear.experts == 1 and any(f".{module}".endswith(f".{name}") for name in target)

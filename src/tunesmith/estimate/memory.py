@@ -162,8 +162,7 @@ def optimizer_state_gib(recipe: Recipe, trained: float, hidden: float) -> float:
 def hidden_parameters(recipe: Recipe, shapes: Shapes) -> int:
     """Return the number of trained parameters in the matrices of layers, or in their adapters."""
     if not isinstance(recipe.tuning, FullTuning):
-        sizes = (linear.out_features + linear.in_features for _, linear in adapted_layers(recipe, shapes))
-        return recipe.tuning.rank * sum(sizes)
+        return sum(linear.adapter(recipe.tuning.rank) for _, linear in adapted_layers(recipe, shapes))
     return sum(linear.weights for name, linear in shapes.linear() if not is_frozen(name, recipe.tuning.freeze))
 
 
@@ -182,6 +181,8 @@ def layer_parameter_counts(shapes: Shapes) -> tuple[int, int]:
 def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
     """Return the bytes of the frozen weights in the compute precision, or quantized with their scales.
 
+    bitsandbytes quantizes linear layers, and not the experts of a mixture.
+
     bitsandbytes has one fp32 scale per row in 8 bits. In 4 bits it has one scale per block of 64 weights, in fp32 or,
     with double quantization, in 8 bits with an fp32 scale for every 256 scales (Dettmers et al. 2023, arXiv:2305.14314,
     section 3).
@@ -189,7 +190,7 @@ def weights_bytes(recipe: Recipe, shapes: Shapes, compute_bytes: int) -> float:
     tuning = recipe.tuning
     if not isinstance(tuning, QloraTuning):
         return float(shapes.parameters * compute_bytes)
-    matrices = [linear for _, linear in shapes.linear()]
+    matrices = [linear for _, linear in shapes.linear() if linear.experts == 1]
     quantized = sum(linear.weights for linear in matrices)
     if tuning.bits == 8:
         quantized_bytes = float(quantized + sum(linear.out_features * 4 for linear in matrices))

@@ -47,7 +47,7 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
     if not isinstance(target, str):
         require_targets(target, (name for name, module in model.named_modules() if hasattr(module, "weight")))
     experts = expert_parameters(model)
-    if warning := require_adaptable(experts, tuning):
+    for warning in require_adaptable(experts, tuning):
         log(f"warning: {warning}")
     torch.manual_seed(seed)
     config = LoraConfig(

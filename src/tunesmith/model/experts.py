@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.tuning import LoraBase
+from tunesmith.recipe.tuning import LoraBase, QloraTuning
 
 
 def expert_weights(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -46,8 +46,8 @@ def routers(model: Any) -> list[str]:
     return sorted(names)
 
 
-def check_experts(folder: Path, tuning: LoraBase) -> str | None:
-    """Return a warning if the experts of the model in a folder stay frozen; None if they do not, or if it has none.
+def check_experts(folder: Path, tuning: LoraBase) -> list[str]:
+    """Return the warnings of `require_adaptable` for the model in a folder; none if it has no experts.
 
     Builds the model without weights.
 
@@ -59,23 +59,27 @@ def check_experts(folder: Path, tuning: LoraBase) -> str | None:
         with torch.device("meta"):
             experts = expert_parameters(AutoModelForCausalLM.from_config(config))
     except (OSError, ValueError, KeyError):  # loading it reports the reason
-        return None
+        return []
     return require_adaptable(experts, tuning)
 
 
-def require_adaptable(experts: list[str], tuning: LoraBase) -> str | None:
-    """Check that the experts with these names can be adapted; return a warning if they stay frozen.
+def require_adaptable(experts: list[str], tuning: LoraBase) -> list[str]:
+    """Check that the experts with these names can be adapted; return warnings if they stay frozen or are not quantized.
 
     Raises:
         RecipeError: peft cannot adapt experts with these settings.
     """
     if not experts:
-        return None
+        return []
+    names = ", ".join(experts)
+    warnings = []
+    if isinstance(tuning, QloraTuning):
+        warnings.append(f"tuning.bits: the experts ({names}) are not quantized; bitsandbytes quantizes linear layers")
     if tuning.target != "all-linear":
-        return f"tuning.target: the experts ({', '.join(experts)}) stay frozen; only `all-linear` adapts them"
+        return [*warnings, f"tuning.target: the experts ({names}) stay frozen; only `all-linear` adapts them"]
     for key in ("dropout", "dora"):
         if getattr(tuning, key):
             message = "the model is a mixture of experts, and peft cannot adapt experts with this setting"
             hint = "remove the key, or name the modules to adapt in tuning.target; the experts then stay frozen"
             raise RecipeError(message, where=f"tuning.{key}", hint=hint, code="wrong-target")
-    return None
+    return warnings

@@ -194,14 +194,13 @@ def recipe_warnings(recipe: Recipe, base: ModelFolder, shapes: Shapes, tokenizer
 
 
 def _expert_warnings(recipe: Recipe, base: ModelFolder) -> Iterator[str]:
-    """Yield a warning if LoRA leaves the experts of a mixture frozen. Imports torch for a mixture only."""
+    """Yield warnings if experts stay frozen under LoRA or are not quantized. Imports torch for a mixture only."""
     config = base_model.language_config(base.root.path)
     has_experts = any("expert" in key and isinstance(value, int) and value > 1 for key, value in config.items())
     if has_experts and isinstance(recipe.tuning, LoraBase):
         from tunesmith.model.experts import check_experts
 
-        if warning := check_experts(base.root.path, recipe.tuning):
-            yield warning
+        yield from check_experts(base.root.path, recipe.tuning)
 
 
 def _embedding_rows(base: ModelFolder, shapes: Shapes, tokenizer: TokenizerAdapter) -> int:

@@ -16,7 +16,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import make_trainable, open_model, save_model, trained_parameters
 from tunesmith.model.experts import check_experts, expert_parameters, routers
 from tunesmith.model.load import ComputeConfig
-from tunesmith.recipe.tuning import LoraTuning
+from tunesmith.recipe.tuning import LoraTuning, QloraTuning
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
@@ -85,11 +85,19 @@ def test_settings_that_experts_do_not_allow_are_refused(
         check_experts(folder_of("qwen2_moe"), tuning)
     with raises(RecipeError, "wrong-target", f"tuning.{key}"):
         make_trainable(opened("qwen2_moe"), tuning, seed=0)
-    assert check_experts(folder_of("llama"), tuning) is None
+    assert check_experts(folder_of("llama"), tuning) == []
 
 
 def test_named_targets_that_leave_experts_frozen_are_a_warning(folder_of: FolderOf) -> None:
     named = LORA.model_copy(update={"target": ("q_proj",)})
-    assert "experts.down_proj" in (check_experts(folder_of("qwen2_moe"), named) or "")
-    assert check_experts(folder_of("llama"), named) is None
-    assert check_experts(folder_of("qwen2_moe"), LORA) is None
+    [warning] = check_experts(folder_of("qwen2_moe"), named)
+    assert "experts.down_proj" in warning
+    assert check_experts(folder_of("llama"), named) == []
+    assert check_experts(folder_of("qwen2_moe"), LORA) == []
+
+
+def test_experts_that_are_not_quantized_are_a_warning(folder_of: FolderOf) -> None:
+    qlora = QloraTuning(method="qlora")
+    [warning] = check_experts(folder_of("qwen2_moe"), qlora)
+    assert "tuning.bits" in warning
+    assert check_experts(folder_of("llama"), qlora) == []
