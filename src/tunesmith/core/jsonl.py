@@ -41,6 +41,12 @@ def whole_lines(path: Path) -> Iterator[str]:
             yield from (line for line in file if line.endswith("\n"))
 
 
+def read_growing(path: Path) -> Iterator[Any]:
+    """Yield the values of `whole_lines`; raise DamagedFile if a line is not JSON."""
+    for number, line in enumerate(whole_lines(path), 1):
+        yield _parse(line.encode(), f"{path}:{number}")
+
+
 def read_whole_lines(path: Path) -> list[Any]:
     """Return the values of this process's own log, and cut off a last line that was only partly written.
 

@@ -97,8 +97,18 @@ def _check_job(path: Path, record: Path, job: Mapping[str, Any], *, restart: boo
         message = "exists, and is not a file that `generate --out` made"
         raise RecipeError(message, where=str(path), code="exists", hint="pass another --out")
     recorded = read_json(record)
-    changed = [name for name in job if recorded.get(name) != job[name]]
+    changed = list(_changes(recorded, job))
     if changed and not restart:
         message = f"has answers of another job: {', '.join(changed)} changed"
         hint = "pass another --out, or discard these answers with --restart"
         raise RecipeError(message, where=str(path), code="inputs-changed", hint=hint)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the values that differ, such as `settings.max_new_tokens`."""
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}"

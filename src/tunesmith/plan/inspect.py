@@ -3,7 +3,6 @@
 The rows of a run are those that `prepare` wrote. The rows of a recipe are the first used rows of its sources.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from tunesmith.core.errors import DamagedFile, DataError, RecipeError
-from tunesmith.core.jsonl import read_jsonl, whole_lines
+from tunesmith.core.jsonl import read_growing, read_jsonl
 from tunesmith.core.records import Example, TokenizedExample
 from tunesmith.core.rundir import SPLITS, RunDir
 from tunesmith.core.suggest import did_you_mean
@@ -65,7 +64,7 @@ def inspect_rows(
     Raises:
         RecipeError: the recipe is wrong, there is no such split, or overrides would have no effect.
         DataError: the data cannot be read or used, or the split has no rows.
-        DamagedFile: the files of `prepare` are damaged.
+        DamagedFile: the files of `prepare` or the answers are damaged.
     """
     split = _require_split(split, rows, stage)
     path = Path(recipe_or_run)
@@ -154,9 +153,8 @@ def _answers(run: RunDir) -> Answers:
     Of several samples of a row, it is the first.
     """
     paths = {name: run.evaluation(name) / "generations.jsonl" for name in ("base", "tuned")}
-    lines = {name: [json.loads(line) for line in whole_lines(path)] for name, path in paths.items()}
-    lines = {name: [line for line in answers if line.get("sample", 1) == 1] for name, answers in lines.items()}
-    return {name: {line["id"]: line for line in answers} for name, answers in lines.items() if answers}
+    first = {name: [a for a in read_growing(path) if a.get("sample", 1) == 1] for name, path in paths.items()}
+    return {name: {answer["id"]: answer for answer in answers} for name, answers in first.items() if answers}
 
 
 def _answered_rows(rows: Iterable[_UsedRow], answers: Answers) -> Iterator[_UsedRow]:

@@ -14,7 +14,15 @@ from tests.support.errors import raises
 from tests.support.json_values import json_values
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit
-from tunesmith.core.jsonl import cut_partial_line, json_line, read_jsonl, read_whole_lines, whole_lines, write_jsonl
+from tunesmith.core.jsonl import (
+    cut_partial_line,
+    json_line,
+    read_growing,
+    read_jsonl,
+    read_whole_lines,
+    whole_lines,
+    write_jsonl,
+)
 
 
 @given(json_values)
@@ -46,7 +54,9 @@ def test_a_missing_log_has_no_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [b"\0\0\0", b'{"a": ', b"\xff", b""])
-@pytest.mark.parametrize("read", [read_whole_lines, lambda path: list(read_jsonl(path))])
+@pytest.mark.parametrize(
+    "read", [read_whole_lines, lambda path: list(read_jsonl(path)), lambda path: list(read_growing(path))]
+)
 def test_a_damaged_line_is_reported_with_its_number(tmp_path: Path, read: Callable[[Path], object], bad: bytes) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'"first"\n' + bad + b'\n"last"\n')
@@ -58,6 +68,7 @@ def test_whole_lines_leaves_a_partial_line_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('"one"\n"tw')
     assert list(whole_lines(path)) == ['"one"\n']
+    assert list(read_growing(path)) == ["one"]
     assert path.read_text() == '"one"\n"tw'
 
 

@@ -42,6 +42,9 @@ def test_another_job_is_refused_unless_restarted(tmp_path: Path) -> None:
     other = {**JOB, "model": "n"}
     with raises(RecipeError, "inputs-changed", where=str(path)), open_answer_log(path, other, samples=2):
         pass
+    more = {**JOB, "settings": {"samples": 3}}
+    with raises(RecipeError, "inputs-changed", "settings.samples"), open_answer_log(path, more, samples=3):
+        pass
     with open_answer_log(path, other, samples=2, restart=True) as log:
         assert not log.has(1, 0)
         log.append(line(2, 0))

@@ -179,6 +179,9 @@ def test_answers_have_the_tokens_that_were_generated(run: RunDir) -> None:
     assert "learned" not in shown
     assert f"({found[0]['where']}), answer of base  2 tokens, cut off at the token limit" in shown
     assert f"({found[0]['where']}), answer of tuned  4 tokens\n" in shown
+    rewrite(run.evaluation("base") / "generations.jsonl", lambda text: '{"id": \n' + text)
+    with raises(DamagedFile, "damaged-file", where="generations.jsonl:1"):
+        inspect_rows(run.path, stage="evaluate")
 
 
 def test_a_row_that_is_used_twice_is_shown_once(recipe: Path) -> None:
