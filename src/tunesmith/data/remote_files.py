@@ -28,7 +28,7 @@ _CHECKSUMS = ("etag", "versionid", "generation", "md5hash", "content-md5", "cont
 _TIMES = ("last-modified", "last_modified", "lastmodified", "mtime", "modified", "updated", "created")
 
 Opened = tuple[dict[str, str], Iterator[bytes]]
-"""The version of a file, empty if its place tells none, and its content."""
+"""The version of a file, empty if its server gives none, and its content."""
 
 
 class _Unreachable(Exception):
