@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tunesmith.core.errors import DataError
 from tunesmith.data.process_rows import ProcessedRow, process_row
 from tunesmith.data.sources import Row
+from tunesmith.data.split import content_hash
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.chatml import CHATML_TEMPLATE, CHATML_TOKENS
@@ -34,6 +35,7 @@ class Measured:
         answer_lengths: the tokens of each row's last answer, sorted.
         answers: the text of each row's last answer.
         prompts: the text of each row before it.
+        contents: the hash of each row's texts, equal for duplicates.
         groups: the group of each row, from which its split follows.
         splits: the splits of the rows, if a column holds them.
         problems: the number of unusable rows by reason.
@@ -44,6 +46,7 @@ class Measured:
     answer_lengths: list[int]
     answers: list[str]
     prompts: list[str]
+    contents: list[str]
     groups: list[str]
     splits: Counter[str]
     problems: Counter[str]
@@ -76,6 +79,7 @@ def measure(recipe: Recipe, rows: Sequence[Row], tokenizer: TokenizerAdapter | N
         sorted(round(_answer_length(result) / per_token) for result in kept),
         [task.reference(each) for each in turns],
         ["\n".join(turn.text for turn in each[:-1]) for each in turns],
+        [content_hash([turn.full_text for turn in each]) for each in turns],
         [result.example.group for result in kept if result.example],
         Counter(str(result.entry.split) for result in kept),
         problems,

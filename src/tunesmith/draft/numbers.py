@@ -134,10 +134,10 @@ def differing_in_numbers(prompts: Sequence[str]) -> str:
 
 
 def identical_rows(measured: Measured) -> str:
-    """Return a remark on rows that repeat the prompt and the answer of another; empty if they are few."""
-    pairs = Counter(zip(map(normalize_text, measured.prompts), map(normalize_text, measured.answers), strict=True))
-    copies = len(measured.prompts) - len(pairs)
-    return f"{copies:,} of {len(measured.prompts):,} rows repeat another row" if copies > 0.01 * pairs.total() else ""
+    """Return a remark on rows that repeat another one; empty if they are few."""
+    rows = len(measured.contents)
+    copies = rows - len(set(measured.contents))
+    return f"{copies:,} of {rows:,} rows repeat another row" if copies > 0.01 * rows else ""
 
 
 def _percentile(ordered: Sequence[int], share: float) -> int:

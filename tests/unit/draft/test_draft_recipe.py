@@ -292,6 +292,14 @@ def test_rows_beyond_the_context_length_are_dropped_openly(drafted: Drafted, tin
     assert plan_run(tmp_path / "recipe.yaml").rows.dropped == {reason: 12}
 
 
+def test_short_documents_are_compared_as_a_whole(drafted: Drafted, tmp_path: Path) -> None:
+    texts = [{"text": f"note {i} ends"} for i in range(60)]
+    drafted(texts)
+    assert "repeat another row" not in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    drafted(texts + texts[:30])
+    assert "30 of 90 rows repeat another row" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+
+
 def test_long_documents_are_divided(drafted: Drafted, tiny: Path, tmp_path: Path) -> None:
     recipe = drafted(rows(text=lambda i: text(i) * (1 if i % 10 else 60)), tiny)
     assert recipe.data.too_long == "split"

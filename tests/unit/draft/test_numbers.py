@@ -20,7 +20,7 @@ from tunesmith.draft.numbers import (
 def measured(lengths: list[int], problems: int = 0, groups: int | None = None) -> Measured:
     names = [str(i % (groups or len(lengths))) for i in range(len(lengths))]
     return Measured(
-        len(lengths) + problems, sorted(lengths), sorted(lengths), names, names, names, Counter(),
+        len(lengths) + problems, sorted(lengths), sorted(lengths), names, names, names, names, Counter(),
         Counter({"bad": problems} if problems else {}),
     )  # fmt: skip
 
