@@ -43,8 +43,15 @@ class Endpoint:
 
     @classmethod
     def parse(cls, reference: str) -> "Endpoint | None":
-        """Return the endpoint of a reference `URL#MODEL`; None for a reference of another kind."""
+        """Return the endpoint of a reference `URL#MODEL`; None for a reference of another kind.
+
+        Raises:
+            RecipeError: the URL names no model.
+        """
         match = _REFERENCE.fullmatch(reference)
+        if match is None and reference.startswith(("http://", "https://")):
+            hint = f"write {reference.rstrip('#')}#MODEL, with the name by which the server knows it"
+            raise RecipeError("names no model", where=reference, code="unknown-model", hint=hint)
         return cls(match[1], match[2]) if match else None
 
     def ask(self, messages: Sequence[Mapping[str, str]], **options: Any) -> EndpointAnswer:

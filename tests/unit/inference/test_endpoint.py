@@ -23,13 +23,18 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("https://host/v1#org/model", Endpoint("https://host/v1", "org/model")),
         ("http://localhost:8000/v1/#m", Endpoint("http://localhost:8000/v1", "m")),
-        ("https://host/v1", None),
         ("run:runs/a#5", None),
         ("org/model", None),
     ],
 )
 def test_a_reference_has_a_url_and_a_model(reference: str, expected: Endpoint | None) -> None:
     assert Endpoint.parse(reference) == expected
+
+
+@pytest.mark.parametrize("reference", ["https://host/v1", "http://host/v1#"])
+def test_a_url_without_a_model_is_refused(reference: str) -> None:
+    with raises(RecipeError, "unknown-model", "v1#MODEL", where=reference):
+        Endpoint.parse(reference)
 
 
 def test_a_request_has_the_conversation_the_options_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
