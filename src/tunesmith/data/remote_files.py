@@ -141,7 +141,7 @@ def _open_http(address: str) -> Iterator[Opened]:
             ) from error
         raise _Unreachable(f"HTTP {error.code}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Unreachable(str(error)) from error
+        raise _Unreachable(str(getattr(error, "reason", error))) from error
 
 
 @contextmanager
@@ -173,7 +173,9 @@ def _file_system(address: str) -> Iterator[tuple[Any, str]]:
 
 
 def _folder_error(label: str) -> DataError:
-    hint = f"name its files; except on the web, a pattern such as {label.rstrip('/')}/*.jsonl can"
+    hint = f"name its files, or a pattern such as {label.rstrip('/')}/*.jsonl"
+    if label.lower().startswith(("http://", "https://")):
+        hint = "name its files; a web server does not list them"
     return DataError("is a folder, not a file", where=label, hint=hint, code="wrong-path")
 
 
