@@ -72,6 +72,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     ),
     "inference/answer_log.py _check_job": (_ASKING,) * 2,
     "inference/answer_log.py open_answer_log": (_ASKING,) * 2,
+    "inference/endpoint.py Endpoint.parse": (_COMPARED,),
     "inference/file_prompts.py FilePrompts.__init__": (_ASKING,),
     "inference/chatter.py Chatter.encode_prompt": (_ASKING,),
     "inference/chatter.py Chatter.ask": (_ASKING,),
