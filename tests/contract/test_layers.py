@@ -8,7 +8,7 @@ from tests.contract.sources import PACKAGE, Source, sources
 
 LAYERS = (
     ("core",),
-    ("scoring", "demo", "registry", "track", "architecture"),
+    ("scoring", "demo", "general", "registry", "track", "architecture"),
     ("recipe", "fetch", "report"),
     ("estimate", "tasks", "slurm"),
     ("data",),

@@ -80,6 +80,17 @@ def test_sets_guard_the_promotion_and_change_without_training_again(
             assert line["log_likelihood"] == pytest.approx(further[row]["log_likelihood"], rel=1e-5)
 
 
+@pytest.mark.parametrize(("learning_rate", "passed"), [(1e-5, True), (0.3, False)])
+def test_general_set_detects_forgetting(tmp_path: Path, tiny: Path, learning_rate: float, passed: bool) -> None:
+    train = {"max_steps": 6, "examples_per_step": 4, "learning_rate": learning_rate}
+    evaluate = {**METRICS, "also": [{"source": {"embedded": "general"}, "rows": 30}]}
+    run = run_recipe(recipe(tmp_path, tiny, evaluate=evaluate, train=train), out=tmp_path / "run")
+    verdict = read_verdict(run.verdict)
+    [guard] = verdict.guards
+    assert (guard.name, guard.passed) == ("loss on general", passed)
+    assert set(verdict.also["general"].metrics) == {"loss", "token_accuracy"}
+
+
 def test_training_rows_in_a_set_are_reported(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_recipe(write_recipe(tmp_path, tiny, SAME), out=tmp_path / "run", until="prepare")
     facts = run.further_set("same").manifest("prepare") or {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from operator import contains
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
@@ -27,7 +27,7 @@ from tunesmith.data.local_files import (
 )
 from tunesmith.data.remote_files import fetch, is_remote
 from tunesmith.data.row_formats import recognize_format
-from tunesmith.recipe.data_source import FileSource, HubSource, Source, Sources
+from tunesmith.recipe.data_source import EmbeddedSource, FileSource, HubSource, Source, Sources
 from tunesmith.recipe.held_out import own_source
 from tunesmith.recipe.schema import DataBase
 from tunesmith.tasks.cells import InvalidJson, find_cell, has_cell, nested_paths
@@ -233,11 +233,22 @@ def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[s
             return {"hub": digest_folder(local), **identity}
         commit = pinned_commit or resolve_commit(source, folder=folder)
         return {"hub": source.hub, **identity, **({"commit": commit} if commit else {"unresolved": source.revision})}
+    # The files instead of a version number, which a change of them could fail to increase.
+    if isinstance(source, EmbeddedSource):
+        from tunesmith import general
+
+        return {"embedded": source.embedded, "code": _package_digests(general)}
     from tunesmith import demo
 
-    # The code instead of a version number, which a change of the code could fail to increase.
-    code = {path.name: digest_file(path) for path in sorted(Path(demo.__file__).parent.glob("*.py"))}
-    return {"generated": source.generated, "rows": source.rows, "seed": source.seed, "code": code}
+    return {
+        "generated": source.generated, "rows": source.rows, "seed": source.seed, "code": _package_digests(demo)
+    }  # fmt: skip
+
+
+def _package_digests(package: ModuleType) -> dict[str, str]:
+    """Return {file: digest} of the files of a folder of ours that makes rows."""
+    paths = sorted(Path(str(package.__file__)).parent.glob("*.*"))
+    return {path.name: digest_file(path) for path in paths}
 
 
 def missing_column_error(name: str, row: Row) -> DataError:
@@ -280,6 +291,10 @@ def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[L
             yield file.format in (".json", ".jsonl"), read_file_rows(file)
     elif isinstance(source, HubSource):
         yield False, read_hub_rows(source, folder, _default_name(source))
+    elif isinstance(source, EmbeddedSource):
+        from tunesmith import general
+
+        yield False, ((f"{source.embedded} row {number}", dict(row)) for number, row in enumerate(general.rows(), 1))
     else:
         from tunesmith import demo
 
@@ -290,4 +305,6 @@ def _read_parts(source: Source, folder: Path) -> Iterator[tuple[bool, Iterator[L
 def _default_name(source: Source) -> str:
     if isinstance(source, FileSource):
         return ", ".join(map(source_label, file_names(source)))
-    return f"{source_label(source.hub)}[{source.split}]" if isinstance(source, HubSource) else source.generated
+    if isinstance(source, HubSource):
+        return f"{source_label(source.hub)}[{source.split}]"
+    return source.embedded if isinstance(source, EmbeddedSource) else source.generated

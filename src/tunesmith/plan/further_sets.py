@@ -26,6 +26,7 @@ class SetPlan:
     Attributes:
         rows: rows that both models are asked about, of `all_rows`.
         units: independent units among them: groups of rows.
+        tokens: tokens of these rows, which each model reads.
         longest: tokens of the longest row.
         metric: the metric that may drop by less than `max_drop`.
     """
@@ -34,6 +35,7 @@ class SetPlan:
     rows: int
     all_rows: int
     units: int
+    tokens: int
     longest: int
     metric: str
     max_drop: float
@@ -84,12 +86,15 @@ def plan_sets(
         found.warnings.extend(f"{entry.name}: {note}; `prepare` reads all of them before training" for note in notes)
         found.warnings.extend(check_set(recipe, entry, positions, tokenizer, set_rows))
         entries = set_rows.ledger_entries("test")
-        distinct = len({row.id for row in entries})
-        longest = max(row.tokens for row in entries)
-        metric = guarded_metric(entry)
+        lengths = {row.id: row.tokens for row in entries}
         asked = select_examples(set_rows, "test", entry.rows, recipe.seed)
         units = len({example.group for example in asked})
-        found.plans.append(SetPlan(entry.name, len(asked), distinct, units, longest, metric, entry.max_drop))
+        found.plans.append(
+            SetPlan(
+                entry.name, len(asked), len(lengths), units, sum(lengths[example.id] for example in asked),
+                max(lengths.values()), guarded_metric(entry), entry.max_drop,
+            )
+        )  # fmt: skip
         found.rows.append((own, set_rows))
     return found
 

@@ -12,6 +12,7 @@ from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.plan.workload import Workload
 from tunesmith.recipe.launch import Launch, SlurmLaunch, local_world_size_of
 from tunesmith.recipe.schedule import StepPlan
+from tunesmith.scoring.metrics import is_lower_better
 
 _SHARDING = {"full": ", layers sharded over all processes", "node": ", layers sharded over the processes of each node"}
 _COPIES = {
@@ -52,11 +53,11 @@ def source_texts(rows: RowCounts) -> list[str]:
 
 
 def set_text(entry: SetPlan) -> str:
-    """Return the rows of a further held-out set, and the drop that is allowed on it."""
+    """Return the rows of a further held-out set, and the change for the worse that is allowed on it."""
     rows = f"{entry.rows:,} of {entry.all_rows:,} rows" if entry.rows < entry.all_rows else f"{entry.rows:,} rows"
-    return (
-        f"{entry.name}: {rows}, up to {entry.longest:,} tokens; {entry.metric} may drop by less than {entry.max_drop:g}"
-    )
+    worse = "rise" if is_lower_better(entry.metric) else "drop"
+    change = f"{entry.metric} may {worse} by less than {entry.max_drop:g}"
+    return f"{entry.name}: {rows} of up to {entry.longest:,} tokens, {entry.tokens:,} for each model; {change}"
 
 
 def promotion_text(incumbent: IncumbentCheck) -> str:

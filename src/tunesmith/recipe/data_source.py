@@ -70,13 +70,25 @@ class GeneratedSource(SourceBase):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the generator.")
 
 
+class EmbeddedSource(SourceBase):
+    """Rows that come with tunesmith."""
+
+    embedded: Literal["general"] = Field(
+        description="`general`: texts, questions and answers of many kinds, to measure what a model has forgotten."
+    )
+
+
+_KINDS = ("file", "hub", "generated", "embedded")
+_KEYS = ", ".join(f"`{kind}`" for kind in _KINDS)
+
+
 def _source_kind(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return "list"
     if isinstance(value, int | float):
         return "fraction"
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Section) else {}
-    return next((key for key in ("file", "hub", "generated") if key in keys), None)
+    return next((key for key in _KINDS if key in keys), None)
 
 
 def _check_not_empty(sources: tuple[SourceBase, ...]) -> tuple[SourceBase, ...]:
@@ -89,10 +101,13 @@ def _check_not_empty(sources: tuple[SourceBase, ...]) -> tuple[SourceBase, ...]:
 _by_kind = Discriminator(
     _source_kind,
     custom_error_type="missing-key",
-    custom_error_message="must have one of the keys `file`, `hub`, `generated`",
+    custom_error_message=f"must have one of the keys {_KEYS}",
 )
 _Source = (
-    Annotated[FileSource, Tag("file")] | Annotated[HubSource, Tag("hub")] | Annotated[GeneratedSource, Tag("generated")]
+    Annotated[FileSource, Tag("file")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[GeneratedSource, Tag("generated")]
+    | Annotated[EmbeddedSource, Tag("embedded")]
 )
 Source = Annotated[_Source, _by_kind]
 Sources = Annotated[_Source | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")], _by_kind]
@@ -103,11 +118,12 @@ HeldOut = Annotated[
     | Annotated[FileSource, Tag("file")]
     | Annotated[HubSource, Tag("hub")]
     | Annotated[GeneratedSource, Tag("generated")]
+    | Annotated[EmbeddedSource, Tag("embedded")]
     | Annotated[tuple[Source, ...], AfterValidator(_check_not_empty), Tag("list")],
     Discriminator(
         _source_kind,
         custom_error_type="missing-key",
-        custom_error_message="must be a fraction or have one of the keys `file`, `hub`, `generated`",
+        custom_error_message=f"must be a fraction or have one of the keys {_KEYS}",
     ),
 ]
 """Where validation or test rows come from: a fraction of the rows of `data.source`, or sources of their own."""

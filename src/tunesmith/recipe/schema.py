@@ -5,12 +5,13 @@ Key names contain their units. `tuning`, `data` and `launch` are unions, discrim
 """
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
+from tunesmith.recipe.general_set import GENERAL, complete_general_sets
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.sampling import Sampling
 from tunesmith.recipe.template import PromptTemplate, Template
@@ -261,6 +262,11 @@ class Guard(Section):
     max_drop: float = Field(gt=0, description="In the metric's unit: the interval of the gain must be above -max_drop.")
 
 
+def _add_general(schema: dict[str, Any]) -> None:
+    """Add the short form `general` to the JSON schema of `evaluate.also`."""
+    schema["items"] = {"anyOf": [{"const": GENERAL}, schema["items"]]}
+
+
 class Evaluate(Section):
     """How the base and the tuned model are compared, on the same test rows."""
 
@@ -268,8 +274,8 @@ class Evaluate(Section):
         min_length=1,
         description="Metrics to measure: rouge1, rouge2, ..., rougeL, rougeLsum, `rouge` for these four, rougeW, "
         "rougeS, rougeSU, exact_match, bleu, chrf, execution, json_valid, json_field_f1, tool_call, tool_call_name, "
-        "tool_call_f1, perplexity, token_accuracy, or `module:function` for a function of yours, in a file next to the "
-        "recipe or in an installed package. See docs/metrics.md.",
+        "tool_call_f1, loss, perplexity, token_accuracy, or `module:function` for a function of yours, in a file next "
+        "to the recipe or in an installed package. See docs/metrics.md.",
     )
     primary: str = Field(description="The metric that decides the verdict.")
     rows: int = Field(200, ge=1, description="Number of test rows, chosen by hash.")
@@ -285,7 +291,12 @@ class Evaluate(Section):
     stop: tuple[str, ...] = Field((), description="Texts before which an answer ends, in validation as well.")
     confidence: float = Field(0.95, ge=0.5, le=0.999, description="Confidence level of all intervals.")
     guards: tuple[Guard, ...] = Field((), description="Metrics that must not get worse.")
-    also: tuple[Also, ...] = Field((), description="Further held-out sets on which the model must not get worse.")
+    also: tuple[Also, ...] = Field(
+        (),
+        description="Further held-out sets on which the model must not get worse; `general` is one that comes with "
+        "tunesmith. See docs/forgetting.md.",
+        json_schema_extra=_add_general,
+    )
     database: str | None = Field(
         None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."
     )
@@ -294,6 +305,14 @@ class Evaluate(Section):
     def all_metrics(self) -> tuple[str, ...]:
         """The metrics of the test rows and of the further held-out sets."""
         return (*self.metrics, *(metric for entry in self.also for metric in entry.metrics))
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _check_short_forms(cls, value: Any) -> Any:
+        for name in value if isinstance(value, list | tuple) else ():
+            if isinstance(name, str):
+                raise setting_error("wrong-value", f"`{name}` is not a set that comes with tunesmith; `{GENERAL}` is")
+        return value
 
     @field_validator("also")
     @classmethod
@@ -348,6 +367,11 @@ class Recipe(Section):
     def min_gain(self) -> float:
         """The gain over the base that the verdict `better` requires."""
         return self.promote.min_gain if self.promote else 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_general_sets(cls, values: Any) -> Any:
+        return complete_general_sets(values)
 
     @field_validator("launch", mode="before")
     @classmethod

@@ -64,7 +64,7 @@ class Train(Section):
     valid_metrics: tuple[str, ...] = Field(
         (),
         description="Metrics of generated answers to valid rows, measured at every validation. The names are those of "
-        "`evaluate.metrics`, except perplexity and token_accuracy; `evaluate` decides how answers are decoded.",
+        "`evaluate.metrics`, except loss, perplexity and token_accuracy; `evaluate` decides how answers are decoded.",
     )
     valid_rows: int = Field(32, ge=1, description="Number of valid rows answered for `valid_metrics`, chosen by hash.")
     select_best_by: str = Field(

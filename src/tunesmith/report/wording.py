@@ -197,12 +197,13 @@ def run_corpus_sentences(view: RunView) -> list[str]:
 
 
 def guard_sentence(guard: Guard) -> str:
-    """Return the change of a guard's metric and the drop that the guard allows."""
+    """Return the change of a guard's metric, in the metric's own direction, and the change that the guard allows."""
     change, unit = guard.comparison, unit_of(guard.comparison)
-    interval, allowed = unit.interval(change.low, change.high), unit.points(guard.max_drop).lstrip("+")
+    sign, worse = (1, "drop") if change.higher_is_better else (-1, "rise")
+    interval, allowed = unit.interval(*sorted((sign * change.low, sign * change.high))), unit.points(guard.max_drop)
     where = "" if guard.set is None else f" on the {count(change.rows)} rows of {guard.set}"
-    gain = f"{metric_label(change.metric)}{where} changed by {unit.points(change.gain)} ({interval})"
-    return f"{gain}; the guard allows a drop of {allowed}"
+    gain = f"{metric_label(change.metric)}{where} changed by {unit.points(sign * change.gain)} ({interval})"
+    return f"{gain}; the guard allows a {worse} of {allowed.lstrip('+')}"
 
 
 def pair_sentence(first: str, second: str, primary: Comparison) -> str:

@@ -82,7 +82,7 @@ def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
     known = [*METRIC_NAMES, *METRIC_GROUPS, *LIKELIHOOD_METRICS]
     by_letters = {_letters(name): name for name in known}
     for name in members:
-        if find_metric(name) in (None, _LOSS):
+        if find_metric(name) is None:
             near = closest(_letters(name), by_letters)
             if is_custom(name) and near != _letters(name):
                 continue
@@ -97,7 +97,7 @@ def expand_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 def answer_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics that are computed from answers; the name of a metric group is replaced by its members."""
-    return expand_metrics([name for name in names if name not in (*LIKELIHOOD_METRICS, "loss")])
+    return expand_metrics([name for name in names if name not in LIKELIHOOD_METRICS])
 
 
 def likelihood_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -163,6 +163,10 @@ def execution(predictions: Sequence[str], references: References, database: Path
     return execution_accuracy(predictions, references, database)
 
 
+def _loss(mean_log_likelihood: float) -> float:
+    return -mean_log_likelihood
+
+
 def _perplexity(mean_log_likelihood: float) -> float:
     return math.exp(-mean_log_likelihood)
 
@@ -180,6 +184,10 @@ METRICS = {
         Metric("tool_call_name", "tool names", tool_call_name, one_is_right=True),
         Metric("tool_call_f1", "tool argument F1", tool_call_f1, one_is_right=True),
         Metric(
+            "loss", "loss", likelihood=Likelihood("log_likelihood", _loss), higher_is_better=False, is_share=False,
+            decimals=3,
+        ),
+        Metric(
             "perplexity", "perplexity", likelihood=Likelihood("log_likelihood", _perplexity),
             higher_is_better=False, is_share=False,
         ),
@@ -188,15 +196,13 @@ METRICS = {
 }  # fmt: skip
 METRIC_NAMES = (*ROUGE_NAMES, *(name for name, metric in METRICS.items() if metric.score))
 LIKELIHOOD_METRICS = tuple(name for name, metric in METRICS.items() if metric.likelihood)
-# Every validation computes the loss, so recipes do not list it.
-_LOSS = Metric("loss", "loss", higher_is_better=False, is_share=False, decimals=3)
 
 
 def find_metric(name: str) -> Metric | None:
-    """Return the built-in metric of this name, or the loss; None for custom metrics and those of other tools."""
+    """Return the built-in metric of this name; None for custom metrics and those of other tools."""
     if is_rouge(name):
         return Metric(name, f"ROUGE-{name.removeprefix('rouge')}", best_over_references(rouge(name)))
-    return _LOSS if name == _LOSS.name else METRICS.get(name)
+    return METRICS.get(name)
 
 
 def _check_rows(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> References:

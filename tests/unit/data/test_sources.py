@@ -16,8 +16,8 @@ from tests.support.errors import raises
 from tests.unit.data.conftest import files, values
 
 from tunesmith.core.errors import DataError, RecipeError
-from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows
-from tunesmith.recipe.data_source import FileSource, GeneratedSource
+from tunesmith.data.sources import Row, digest_sources, missing_column_error, read_rows, sources_available
+from tunesmith.recipe.data_source import EmbeddedSource, FileSource, GeneratedSource
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 COMMIT = "a" * 40
@@ -29,6 +29,15 @@ def test_generated_rows_are_numbered(tmp_path: Path) -> None:
     assert len(result) == 12
     assert (result[11].number, result[11].where) == (12, "shop-sql row 12")
     assert values(result) == values(list(read_rows(source, folder=tmp_path)))
+
+
+def test_embedded_rows_are_numbered_and_have_a_digest(tmp_path: Path) -> None:
+    source = EmbeddedSource(embedded="general")
+    result = list(read_rows(source, folder=tmp_path, needed=["prompt", "response", "text", "kind"]))
+    assert (result[11].number, result[11].where, result[11].source) == (12, "general row 12", "general")
+    digests = [digest_sources(kind, folder=tmp_path) for kind in (source, GeneratedSource(generated="shop-sql"))]
+    assert len({*digests}) == 2
+    assert sources_available(source, folder=tmp_path)
 
 
 def test_digest_of_files_follows_their_content(tmp_path: Path) -> None:

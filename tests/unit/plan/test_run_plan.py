@@ -18,6 +18,7 @@ from tunesmith.estimate.throughput import Speed
 from tunesmith.pipeline.runner import run_recipe
 from tunesmith.plan import run_plan, scaling
 from tunesmith.plan.run_plan import RunPlan, plan_run
+from tunesmith.recipe.general_set import MAX_LOSS
 
 SLURM = ["launch.on=slurm", "launch.nodes=2"]
 
@@ -146,7 +147,9 @@ def test_plan_reads_further_sets_and_counts_their_answers(
     likelihood = (
         "{name: rows, source: {file: rows.jsonl}, task: text, text: '{question}', metrics: [perplexity], max_drop: 1}"
     )
-    changes = [f"evaluate.also=[{SET}, metrics: [bleu], rows: 20, max_new_tokens: 5, max_drop: 0.1}}, {likelihood}]"]
+    ours = "{source: {embedded: general}, name: ours, rows: 30}"
+    sets = f"{SET}, metrics: [bleu], rows: 20, max_new_tokens: 5, max_drop: 0.1}}, {likelihood}, {ours}"
+    changes = [f"evaluate.also=[{sets}]"]
 
     def planned() -> tuple[RunPlan, str]:
         capsys.readouterr()
@@ -154,7 +157,10 @@ def test_plan_reads_further_sets_and_counts_their_answers(
 
     plan, log = planned()
     found = [(entry.name, entry.rows, entry.all_rows, entry.metric, entry.max_drop) for entry in plan.also]
-    assert found == [("general", 20, 60, "bleu", 0.1), ("rows", 60, 60, "perplexity", 1)]
+    assert found[:2] == [("general", 20, 60, "bleu", 0.1), ("rows", 60, 60, "perplexity", 1)]
+    assert (*found[2][:2], *found[2][3:]) == ("ours", 30, "loss", MAX_LOSS)
+    assert 30 * 50 < plan.also[2].tokens < 30 * plan.also[2].longest
+    assert 1 <= plan.workload.read_tokens / (2 * plan.also[2].tokens) < 3
     assert plan.workload.generated_tokens[1] == 2 * 8 * 8 + 2 * 20 * 5
     assert plan.workload.read_tokens > 0 == plan_run(recipe).workload.read_tokens
     assert "general: 20 of 60 rows" in str(plan)

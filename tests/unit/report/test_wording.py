@@ -9,7 +9,7 @@ from tests.support.verdicts import comparison, verdict
 from tests.unit.report.conftest import MINUS, build_run, page_of, plain, verdict_json, write
 
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.verdict import GroupChange, Grouping
+from tunesmith.core.verdict import Comparison, GroupChange, Grouping, Guard
 from tunesmith.core.verdict_reader import parse_verdict
 from tunesmith.report.collect import collect
 from tunesmith.report.text import side_by_side
@@ -63,6 +63,21 @@ def test_verdict_sentence_has_the_values(
         assert value in sentence
     assert side_by_side(run, 0).startswith(sentence)
     assert sentence.partition(": ")[2][1:] in plain(page_of(run).words)
+
+
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        (comparison("loss", base=2.7, tuned=2.8, gain=-0.1, low=-0.12, high=-0.07, higher_is_better=False),
+         ["by +0.100", "+0.070 to +0.120", "a rise of 0.050"]),
+        (comparison("rougeL", base=0.41, tuned=0.33, gain=-0.08, low=-0.1, high=-0.06),
+         [f"by {MINUS}8.0 points", f"{MINUS}10.0 to {MINUS}6.0", "a drop of 5.0 points"]),
+    ],
+)  # fmt: skip
+def test_guard_is_in_the_direction_of_its_metric(change: Comparison, values: list[str]) -> None:
+    sentence = guard_sentence(Guard(change, 0.05, "general"))
+    for value in values:
+        assert value in sentence
 
 
 def test_failed_guard_is_shown(tmp_path: Path) -> None:
