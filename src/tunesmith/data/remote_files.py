@@ -27,6 +27,9 @@ _CHUNK_BYTES = 2**20
 _CHECKSUMS = ("etag", "versionid", "generation", "md5hash", "content-md5", "content_md5", "crc32c", "checksum")
 _TIMES = ("last-modified", "last_modified", "lastmodified", "mtime", "modified", "updated", "created")
 
+# Cached files without a version that this process has fetched, so that all parts of a command read the same content.
+_fetched_unversioned: set[Path] = set()
+
 Opened = tuple[dict[str, str], Iterator[bytes]]
 """The version of a file, empty if its server gives none, and its content."""
 
@@ -67,11 +70,14 @@ def _fetch_file(address: str) -> Path:
     try:
         with _open(address) as (version, content):
             folder = place / (digest_of(version)[:16] if version else "unknown")
-            if not version or not (folder / MANIFEST).exists():
+            is_current = bool(version) or folder in _fetched_unversioned
+            if not is_current or not (folder / MANIFEST).exists():
                 check_writable(folder)  # else its OSError would look like one of the connection
                 log(f"fetching {label}")
                 with new_folder(folder, address=label, version=version) as temporary:
                     write_chunks(temporary / name, content)
+                if not version:
+                    _fetched_unversioned.add(folder)
             if not latest.exists() or read_json(latest) != {"folder": folder.name}:
                 write_json(latest, {"folder": folder.name})
             return folder / name

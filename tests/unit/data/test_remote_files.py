@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from tests.support.errors import raises
 from tests.unit.data.conftest import files
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.jsonl import json_line
 from tunesmith.data.remote_files import fetch, remote_label
 from tunesmith.data.sources import cache_datasets, digest_sources, matched_files, read_rows, sources_available
 
+NUMBERS = count()
 FIRST, SECOND = b'{"a": "one"}\n', b'{"a": "two"}\n{"a": "three"}\n'
 
 
@@ -33,7 +36,11 @@ def texts(*names: str) -> list[str]:
 
 class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        if "cut" in self.path:
+        if "bare" in self.path:  # without a version, and different each time
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json_line({"a": str(next(NUMBERS))}).encode())
+        elif "cut" in self.path:
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
@@ -79,6 +86,16 @@ def test_http_file_is_fetched_once_per_version(server: tuple[Any, str, Path], ca
     assert digest_sources(source, folder=Path()) != digest
     kept = [found.read_text() for found in cache.rglob("*.json")]
     assert not any("secret" in text for text in kept)
+
+
+def test_file_without_a_version_is_fetched_once_by_a_process(
+    server: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = files(f"{server[1]}/bare.jsonl")
+    digest, first = digest_sources(source, folder=Path()), texts(str(source.file))
+    assert (digest_sources(source, folder=Path()), texts(str(source.file))) == (digest, first)
+    monkeypatch.setattr("tunesmith.data.remote_files._fetched_unversioned", set())  # another process
+    assert texts(str(source.file)) != first
 
 
 def test_last_version_is_read_offline(server: tuple[ThreadingHTTPServer, str, Path]) -> None:
