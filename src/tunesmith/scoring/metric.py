@@ -44,6 +44,7 @@ class Metric:
         is_share: values are from 0 to 1 and are shown in percent.
         decimals: number of decimals to show if it is not a share.
         one_is_right: the value 1 means that the answer is right, so that pass@k can be computed.
+        is_binary: every value is 0 or 1.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Metric:
     is_share: bool = True
     decimals: int = 2
     one_is_right: bool = False
+    is_binary: bool = False
 
     @property
     def value_at_zero(self) -> float:

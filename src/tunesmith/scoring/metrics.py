@@ -174,14 +174,14 @@ def _perplexity(mean_log_likelihood: float) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", "exact match", best_over_references(exact_match), one_is_right=True),
+        Metric("exact_match", "exact match", best_over_references(exact_match), one_is_right=True, is_binary=True),
         Metric("bleu", "BLEU", bleu),
         Metric("chrf", "chrF", chrf),
-        Metric("execution", "execution accuracy", execution, one_is_right=True),
-        Metric("json_valid", "valid JSON", json_valid, one_is_right=True),
+        Metric("execution", "execution accuracy", execution, one_is_right=True, is_binary=True),
+        Metric("json_valid", "valid JSON", json_valid, one_is_right=True, is_binary=True),
         Metric("json_field_f1", "JSON field F1", json_field_f1, one_is_right=True),
-        Metric("tool_call", "tool calls", tool_call, one_is_right=True),
-        Metric("tool_call_name", "tool names", tool_call_name, one_is_right=True),
+        Metric("tool_call", "tool calls", tool_call, one_is_right=True, is_binary=True),
+        Metric("tool_call_name", "tool names", tool_call_name, one_is_right=True, is_binary=True),
         Metric("tool_call_f1", "tool argument F1", tool_call_f1, one_is_right=True),
         Metric(
             "loss", "loss", likelihood=Likelihood("log_likelihood", _loss), higher_is_better=False, is_share=False,

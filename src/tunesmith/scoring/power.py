@@ -17,14 +17,13 @@ from functools import cache
 from statistics import NormalDist
 
 from tunesmith.scoring.bootstrap import STRICT_ERROR_SHARE, min_units, widening
-from tunesmith.scoring.metrics import is_share
+from tunesmith.scoring.metrics import find_metric, is_share
 from tunesmith.scoring.verdict import paired_verdict
 
 POWER = 0.8
 """The probability with which a gain of the estimated size is detected."""
 
-_ALL_OR_NOTHING = ("exact_match", "execution", "json_valid")
-_SPREAD_ALL_OR_NOTHING, _SPREAD_SHARE, _SPREAD_TOKEN_ACCURACY = 0.5, 0.25, 0.1
+_SPREAD_BINARY, _SPREAD_SHARE, _SPREAD_TOKEN_ACCURACY = 0.5, 0.25, 0.1
 _MAX_UNITS = 10_000_000
 
 
@@ -34,7 +33,8 @@ def typical_spread(metric: str) -> float | None:
         return _SPREAD_TOKEN_ACCURACY
     if not is_share(metric):
         return None
-    return _SPREAD_ALL_OR_NOTHING if metric in _ALL_OR_NOTHING else _SPREAD_SHARE
+    known = find_metric(metric)
+    return _SPREAD_BINARY if known and known.is_binary else _SPREAD_SHARE
 
 
 def detectable_gain(units: int, spread: float, confidence: float) -> float | None:

@@ -49,6 +49,12 @@ def test_a_gain_of_the_estimated_size_is_detected_in_80_percent(units: int, metr
     assert np.mean(lows > 0) == pytest.approx(POWER, abs=0.1)
 
 
+@pytest.mark.parametrize("metric", ["execution", "json_valid", "tool_call", "tool_call_name"])
+def test_all_metrics_that_are_0_or_1_have_the_spread_of_exact_match(metric: str) -> None:
+    assert typical_spread(metric) == typical_spread("exact_match") == 0.5
+    assert typical_spread("tool_call_f1") == typical_spread("json_field_f1") == 0.25
+
+
 def test_four_times_the_rows_detect_about_half_the_gain() -> None:
     gain = detectable_gain(200, 0.25, CONFIDENCE)
     assert gain is not None
