@@ -97,7 +97,8 @@ _LATE: dict[str, tuple[str, ...]] = {
     ),
     "model/load.py choose_compute": (_MACHINE,),
     "model/new_tokens.py trainable_token_indices": (
-        "plan tunesmith.architecture.base_model:refuse_new_tokens_with_bias",
+        *("plan tunesmith.architecture.base_model:require_trainable_rows",) * 2,
+        "not before: only for weights that contradict their configuration, which transformers finds when it loads them",
     ),
     "kernels/oom.py OomRetry._halve": (_MEMORY,),
     "kernels/oom.py OomRetry.run": (_MEMORY,),

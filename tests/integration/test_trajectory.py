@@ -21,7 +21,7 @@ from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.tuning import LoraTuning
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

@@ -21,7 +21,7 @@ from tunesmith.inference.prompts import build_prompts, read_selected_rows
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import compute_config
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.train.train import train
 
 TRAIN = {

@@ -165,15 +165,21 @@ def check_targets(folder: Path, shapes: Shapes, target: Sequence[str]) -> None:
             raise RecipeError(message, where="tuning.target", hint=hint, code="wrong-target")
 
 
-def refuse_new_tokens_with_bias(folder: Path) -> None:
-    """Raise RecipeError if the output layer has a bias: the rows of new tokens then cannot be trained alone."""
+def require_trainable_rows(folder: Path, shapes: Shapes) -> None:
+    """Raise RecipeError if LoRA cannot train the rows of new tokens alone, by the model's architecture and weights."""
+    if shapes.has_encoder:
+        raise untrainable_rows(SHARED_WITH_ENCODER)
     biases = [name.removesuffix(".bias") for name in tensor_shapes(folder) if name.endswith(".bias")]
     if any(name.rpartition(".")[2] in OUTPUTS[:2] for name in biases):
-        raise output_bias_error()
+        raise untrainable_rows(OUTPUT_BIAS)
 
 
-def output_bias_error() -> RecipeError:
-    """Return the error for new tokens in a model whose output layer has a bias, which peft would ignore."""
-    message = "the output layer has a bias, so the rows of new tokens cannot be trained alone"
-    hint = "use `tuning: {method: full}` or `task: completion`"
-    return RecipeError(message, where="model.chat_markup", hint=hint, code="output-bias")
+OUTPUT_BIAS = "the output layer has a bias, which peft would ignore"
+SHARED_WITH_ENCODER = "encoder and decoder share the embedding, and peft would train the rows of only one of them"
+
+
+def untrainable_rows(reason: str) -> RecipeError:
+    """Return the error for new tokens whose rows LoRA cannot train."""
+    message = f"with LoRA, the rows of new tokens cannot be trained in this model: {reason}"
+    hint = "use `tuning: {method: full}`, or train without model.add_tokens and model.chat_markup"
+    return RecipeError(message, where="model", hint=hint, code="untrainable-rows")

@@ -67,6 +67,15 @@ def check_freeze(folder: Path, shapes: Shapes, patterns: Sequence[str]) -> None:
     require_matches(patterns, [*names, *with_roots, *(f"{root}.{name}" for root in roots for name in EMBEDDINGS)])
 
 
+def refuse_frozen_tokens(patterns: Sequence[str]) -> None:
+    """Raise RecipeError if patterns freeze the embedding or the output layer, which hold the rows of new tokens."""
+    modules = (f"{root}.{name}" for root in _ROOTS for name in (*EMBEDDINGS, *OUTPUTS))
+    if frozen := next((module for module in modules if is_frozen(module, patterns)), None):
+        message = f"freezes `{frozen.rpartition('.')[2]}`, so the rows of new tokens would not be trained"
+        hint = "do not freeze the embedding and the output layer, or add no tokens"
+        raise RecipeError(message, where="tuning.freeze", hint=hint, code="contradiction")
+
+
 def frozen_parameters(shapes: Shapes, patterns: Sequence[str]) -> int:
     """Return the number of parameters that patterns freeze."""
     frozen = 0

@@ -65,7 +65,9 @@ ERROR_CODES = {
     # architecture
     "already-quantized": "The stored weights of the base are quantized.",
     "vocabulary-mismatch": "The tokenizer, the configuration and the embedding of a model have different sizes.",
-    "output-bias": "The output layer has a bias, so LoRA cannot train only the embeddings of the new tokens.",
+    "untrainable-rows": "LoRA cannot train the rows of new tokens alone: the output layer has a bias, or the model "
+    "has an encoder.",
+    "token-exists": "The model's tokenizer already has a token of `model.add_tokens`.",
     "unknown-shapes": "The layer sizes of a model cannot be read from its configuration and weights.",
     "pickle": "The weights exist only as a pickle (such as `.bin`), which is never read because it can run code.",
     "not-causal": "The model's attention is not causal, so it cannot be trained to predict the next token.",

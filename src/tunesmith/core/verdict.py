@@ -170,7 +170,7 @@ class Verdict:
         corpus: by metric, the scores that published ones compare with, if they are not the means over rows.
         health: problems of the answers.
         digests: digests of the prompts and of both models.
-        conditions: precision, quantization and chat markup, the same for both models.
+        conditions: precision, quantization, chat markup and added tokens, the same for both models.
         also: the results on further held-out sets, by name; each has a guard.
     """
 

@@ -8,6 +8,7 @@ from tunesmith.data.sources import digest_sources, sources_available
 from tunesmith.fetch.reference import ModelFolder, resolve_base
 from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.held_out import all_sources
+from tunesmith.recipe.model import tokens_to_add
 from tunesmith.recipe.schema import Recipe
 
 FORMAT = 3  # increased when the meaning of prepared files changes, so that old ones are prepared again
@@ -40,6 +41,7 @@ def _row_inputs(recipe: Recipe, run: RunDir, model: ModelFolder) -> dict[str, An
         "tokenizer": model.root.tokenizer_digest(),
         **config,
         "chat_markup": [model.chat_markup, recipe.model.chat_markup],
+        **({"added_tokens": tokens} if (tokens := [*model.added_tokens, *tokens_to_add(recipe.model)]) else {}),
     }
 
 

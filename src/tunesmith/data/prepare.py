@@ -25,7 +25,7 @@ from tunesmith.recipe.also import recipe_of_set
 from tunesmith.recipe.held_out import all_sources
 from tunesmith.recipe.schema import AlsoBase, Recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _SAMPLES = 3
@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     start = time.monotonic()
     stage_inputs = inputs(recipe, run)
     base = resolve_base(run, recipe.model.base)
-    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(base, recipe.model)
     task = task_for(recipe.data, tokenizer)
     progress = Progress("prepare", unit="rows")
     with translate_enospc(run.stage("prepare")):
@@ -99,7 +99,7 @@ def _prepare_set(recipe: Recipe, entry: AlsoBase, run: RunDir, trained: UsedRows
     """Write the rows of a set, with the manifest last."""
     own, base = recipe_of_set(recipe, entry), resolve_base(run, recipe.model.base)
     target = run.further_set(entry.name)
-    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(base, recipe.model)
     task = task_for(own.data, tokenizer)
     with translate_enospc(target.path):
         target.path.mkdir(parents=True, exist_ok=True)

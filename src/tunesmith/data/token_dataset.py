@@ -1,6 +1,6 @@
 """The tokenized examples of one split, and the batches made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -121,6 +121,15 @@ class TokenDataset:
         """The highest token id of any example, -1 if there are none."""
         encoder = (ragged.values for ragged in self._encoder_ids.values())
         return max(int(ids.max(initial=-1)) for ids in (self._ids, *encoder))
+
+    def count_tokens(self, ids: Collection[int]) -> dict[int, int]:
+        """Return how often each of some tokens occurs in all examples, in encoder and decoder together."""
+        counts = dict.fromkeys(ids, 0)
+        for values in (self._ids, *(ragged.values for ragged in self._encoder_ids.values())):
+            found, times = np.unique(values[np.isin(values, list(ids))], return_counts=True)
+            for token, count in zip(found.tolist(), times.tolist(), strict=True):
+                counts[token] += count
+        return counts
 
     def example(self, row: int, example_id: str) -> TokenizedExample:
         """Return one tokenized example."""

@@ -30,7 +30,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 SERIAL_ROWS = 3000
 """The number of rows to process here before workers start; for fewer rows their start takes longer than they save."""
@@ -137,7 +137,7 @@ def _run_worker(connection: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process handles them
         signal.signal(number, signal.SIG_IGN)
     recipe, model = connection.recv()
-    task = task_for(recipe.data, load_tokenizer(model, recipe.model.chat_markup))
+    task = task_for(recipe.data, load_tokenizer(model, recipe.model))
     while True:
         chunk = connection.recv()
         try:

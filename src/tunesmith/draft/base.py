@@ -11,7 +11,8 @@ from tunesmith.draft.layout import Layout
 from tunesmith.draft.sample import path_from
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.fetch.reference import resolve
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.recipe.model import Model
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -76,7 +77,8 @@ def fit_to_model(base: Base, layout: Layout) -> tuple[Base, Layout]:
             hint = "choose a model without an encoder, or give the rows a prompt and an answer"
             raise RecipeError(problem, where="--model", hint=hint, code="task-unsupported")
         if "messages" in settings and base.model and not base.has_chat_template:
-            base = replace(base, tokenizer=load_tokenizer(base.model, "chatml"), chat_markup="chatml")
+            with_markup = Model(base=base.reference, chat_markup="chatml")
+            base = replace(base, tokenizer=load_tokenizer(base.model, with_markup), chat_markup="chatml")
     elif base.has_encoder or not base.has_chat_template:
         return base, _without_template(base, layout)
     if "tools" in settings and base.tokenizer and base.tokenizer.unread_by_chat_template(["tools"], with_tools=True):

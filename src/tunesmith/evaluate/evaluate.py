@@ -23,7 +23,7 @@ from tunesmith.inference.scorer import Scorer
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.metrics import answer_metrics
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 
 def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stage_inputs, group = inputs(recipe, run), current_group()
     group.require_equal(stage_inputs)
     models = {"base": resolve_base(run, recipe.model.base), "tuned": resolve_tuned(run)}
-    tokenizer = load_tokenizer(models["base"], recipe.model.chat_markup)
+    tokenizer = load_tokenizer(models["base"], recipe.model)
     task = task_for(recipe.data, tokenizer)
     scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
     examples, indices = read_selected_rows(run, "test", recipe.evaluate.rows, recipe.seed)

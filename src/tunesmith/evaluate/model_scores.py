@@ -29,6 +29,7 @@ from tunesmith.model.load import ComputeConfig, compute_config, max_positions
 from tunesmith.model.memory import free_memory
 from tunesmith.model.quantization import quantization_of
 from tunesmith.recipe.launch import Sharding
+from tunesmith.recipe.model import tokens_to_add
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.validation import sharding_unsupported_reason
 from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
@@ -84,11 +85,12 @@ FurtherRows = Sequence[tuple[TestRows, Path]]
 
 def evaluation_conditions(recipe: Recipe) -> dict[str, str | None]:
     """Return the settings that affect the answers of both models and are not in the models' files."""
-    quantization = quantization_of(recipe)
+    quantization, tokens = quantization_of(recipe), tokens_to_add(recipe.model)
     return {
         "precision": compute_config(recipe).precision,
         "quantization": str(quantization) if quantization else None,
         "chat_markup": recipe.model.chat_markup,
+        **({"added_tokens": " ".join(tokens)} if tokens else {}),
     }
 
 
@@ -116,7 +118,7 @@ def run_model(
     sharding = _choose_sharding(recipe, model, compute, group)
     as_trained: dict[str, Any] = {}
     if as_base:
-        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_tokens": test.tokenizer.new_ids}
+        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_rows": test.tokenizer.new_rows}
     loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **as_trained)
     if sharding != "none":
         loaded.requires_grad_(False)

@@ -23,7 +23,7 @@ from tunesmith.recipe.tuning import Quantization
 from tunesmith.scoring.metrics import likelihood_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -57,14 +57,10 @@ def own_prompts(
         RecipeError: the model cannot be compared with those of the run.
         DataError: the rows do not fill the model's template, or have changed since `prepare`.
     """
-    tokenizer, base_tokenizer = load_tokenizer(model), load_tokenizer(base, recipe.model.chat_markup)
+    tokenizer, base_tokenizer = load_tokenizer(model), load_tokenizer(base, recipe.model)
     data = _data_of(model) or recipe.data  # a model that was not tuned has no template
     task, same_template = task_for(data, tokenizer), _template(data) == _template(recipe.data)
-    same_tokenizer = (model.root.tokenizer_digest(), model.chat_markup) == (
-        base.root.tokenizer_digest(),
-        recipe.model.chat_markup or base.chat_markup,
-    )
-    if not (same_template and same_tokenizer):
+    if not same_template or tokenizer.digest != base_tokenizer.digest:
         recipe = without_likelihoods(recipe)
     if same_template:
         return OwnPrompts(recipe, tuple(examples), task, tokenizer)
@@ -81,7 +77,8 @@ def own_prompts(
 
 def changes_base(recipe: Recipe) -> bool:
     """Whether the base is evaluated with other weights or another template than its own."""
-    return isinstance(recipe.tuning, Quantization) or recipe.model.chat_markup is not None
+    is_quantized = isinstance(recipe.tuning, Quantization)
+    return is_quantized or recipe.model.chat_markup is not None or bool(recipe.model.add_tokens)
 
 
 def without_likelihoods(recipe: Recipe) -> Recipe:

@@ -62,6 +62,12 @@ class ModelFolder:
         return str(markup) if markup else self.base.chat_markup
 
     @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens that `model.add_tokens` added in the training of this model or of one below it, sorted by id."""
+        tokens = self.card.get("added_tokens")
+        return tuple(tokens) if tokens else self.base.added_tokens if self.base else ()
+
+    @property
     def has_weights(self) -> bool:
         """Whether the folder has weights."""
         return any(self.path.glob("*.safetensors"))

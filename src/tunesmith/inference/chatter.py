@@ -24,7 +24,7 @@ from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
 from tunesmith.tasks.chat import ChatTask
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _MAX_NEW_TOKENS = 256

@@ -162,7 +162,7 @@ def open_model(
     attention: str = "auto",
     merged: bool = False,
     quantization: Quantization | None = None,
-    new_tokens: Sequence[int] = (),
+    new_rows: Mapping[int, Sequence[int]] = {},
 ) -> Any:
     """Load a model or an adapter. The base of an adapter gets the quantization with which the adapter was trained.
 
@@ -170,7 +170,7 @@ def open_model(
         merged: merge adapters into the weights, as W + (alpha / r) B A, to train on top of them. W is read from the
             base's files, even if the adapter was trained on a quantized W.
         quantization: quantize the weights, after merging.
-        new_tokens: tokens for which embedding rows are added.
+        new_rows: embedding rows to add, as for `init_new_rows`.
     """
     settings: dict[str, Any] = {"dtype": dtype, "attention": attention}
     if model.base is None:
@@ -186,7 +186,7 @@ def open_model(
         base = open_model(model.base, compute, merged=True, quantization=base_quantization, **settings)
         opened = attach_adapter(base, model.path)
         opened = opened.merge_and_unload(safe_merge=True) if merged else opened
-    init_new_rows(opened, new_tokens)
+    init_new_rows(opened, new_rows)
     return opened
 
 

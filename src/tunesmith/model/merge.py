@@ -13,7 +13,7 @@ from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_traine
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import ComputeConfig
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 
 def merge_model(reference: str, out: Path | str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.architecture import base_model
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
-from tunesmith.architecture.freezing import check_freeze
+from tunesmith.architecture.freezing import check_freeze, refuse_frozen_tokens
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
@@ -26,7 +26,7 @@ from tunesmith.recipe.launch import SlurmLaunch
 from tunesmith.recipe.schema import AlsoBase, DataBase, Recipe
 from tunesmith.recipe.tuning import FullTuning, LoraBase, Quantization
 from tunesmith.recipe.validation import find_remarks
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -92,8 +92,8 @@ def check_rows(
     """Return the tokens of the training rows if the model can read the rows of all splits.
 
     Raises:
-        RecipeError: a row is longer than the model's positions or has a token without an embedding, or the recipe
-            requires packing and the model does not support it.
+        RecipeError: a row is longer than the model's positions or has a token without an embedding, the recipe
+            requires packing and the model does not support it, or the rows of new tokens cannot be trained.
     """
     splits = {split: rows.tokens(split) for split in SPLITS}
     check_max_positions(shapes.positions, max(tokens.max_length for tokens in splits.values()))
@@ -102,8 +102,23 @@ def check_rows(
     base_model.require_embedding_rows(highest_id, rows_at_start, where=recipe.model.base)
     check_packing_supported(recipe, ENCODER_CANNOT_PACK if shapes.has_encoder else None)
     if tokenizer.new_ids and isinstance(recipe.tuning, LoraBase):
-        base_model.refuse_new_tokens_with_bias(base.root.path)
+        base_model.require_trainable_rows(base.root.path, shapes)
+    if tokenizer.new_ids and isinstance(recipe.tuning, FullTuning):
+        refuse_frozen_tokens(recipe.tuning.freeze)
     return splits["train"]
+
+
+def count_new_tokens(tokenizer: TokenizerAdapter, train_rows: TokenDataset) -> dict[str, int]:
+    """Return how often each token that the recipe adds occurs in the training rows."""
+    return {tokenizer.decode([token]): n for token, n in train_rows.count_tokens(tokenizer.new_ids).items()}
+
+
+def unseen_token_warnings(counts: dict[str, int]) -> Iterator[str]:
+    """Yield a warning about the new tokens that no training row has; `counts` are those of `count_new_tokens`."""
+    if unseen := [token for token, count in counts.items() if not count]:
+        shown = ", ".join(f"`{token}`" for token in unseen[:8])
+        others = f" and {len(unseen) - 8:,} others" if len(unseen) > 8 else ""
+        yield f"no training row has the new token {shown}{others}, so the model cannot learn what it means"
 
 
 def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAdapter, rows: UsedRows) -> Iterator[str]:
@@ -142,10 +157,12 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
         DataError: as `prepare_sets`.
     """
     base = resolve_base(run, recipe.model.base)
-    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(base, recipe.model)
     positions = None
     with suppress(RecipeError):  # an architecture with an unknown limit
         positions = shapes_of(base.root.path).positions
+    if tokenizer.new_ids:
+        yield from unseen_token_warnings(count_new_tokens(tokenizer, PreparedRows(run).tokens("train")))
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
     incumbent = check_promotion(recipe, base, PreparedRows(run), run.recipe_folder)
     if incumbent is not None and incumbent.warning:

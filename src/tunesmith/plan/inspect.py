@@ -24,7 +24,7 @@ from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 Sample = dict[str, Any]
@@ -167,7 +167,7 @@ def _answered_rows(rows: Iterable[_UsedRow], answers: Answers) -> Iterator[_Used
 
 
 def _load_task(recipe: Recipe, model: ModelFolder) -> tuple[TokenizerAdapter, Task]:
-    tokenizer = load_tokenizer(model, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(model, recipe.model)
     return tokenizer, task_for(recipe.data, tokenizer)
 
 

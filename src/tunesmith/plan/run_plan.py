@@ -21,8 +21,10 @@ from tunesmith.pipeline.checks import (
     check_promotion,
     check_prompts,
     check_rows,
+    count_new_tokens,
     recipe_warnings,
     require_machine,
+    unseen_token_warnings,
 )
 from tunesmith.pipeline.runner import check_prerequisites
 from tunesmith.pipeline.runs import open_run
@@ -39,7 +41,7 @@ from tunesmith.recipe.schedule import StepPlan, plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.slurm.jobs import script_path
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 _GIB = 2**30
 # The time for which `plan` rehearses each metric; `prepare` rehearses it on the other references.
@@ -63,6 +65,7 @@ class RunPlan:
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
         disk: the disk space that it needs.
         is_described: whether the saved activations of this architecture are known; otherwise the memory is a guess.
+        new_tokens: {token that the recipe adds: how often it occurs in the training rows}.
         stages: the state of each stage.
         scripts: the batch script of each stage; empty if it does not run on Slurm.
         slurm: when Slurm would start the first job; None if Slurm is not installed here.
@@ -84,6 +87,7 @@ class RunPlan:
     scaling: list[dict[str, Any]]
     disk: DiskEstimate
     is_described: bool
+    new_tokens: dict[str, int]
     stages: dict[str, str]
     warnings: tuple[str, ...]
     scripts: dict[str, str]
@@ -145,6 +149,7 @@ class RunPlan:
             *(f"also     {text.set_text(entry)}" for entry in self.also),
             f"lengths  {text.lengths_text(self.rows)}",
             f"copies   {text.copies_text(self.rows)}",
+            *([f"added    {text.new_tokens_text(self.new_tokens)}"] if self.new_tokens else []),
             f"verdict  {evidence_text(self.evidence)}",
             *([f"promote  {text.promotion_text(self.incumbent)}"] if self.incumbent else []),
             f"steps    {text.steps_text(self.steps, self.workload, self.select_best_by)}",
@@ -177,7 +182,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     base = resolve_base(run, loaded.model.base, weights=False)
     shapes = check_base(loaded, base)
     require_machine(loaded, base)
-    tokenizer = load_tokenizer(base, loaded.model.chat_markup)
+    tokenizer = load_tokenizer(base, loaded.model)
     task = task_for(loaded.data, tokenizer)
     stages = stage_states(loaded, run)
     is_prepared = stages[PREPARE.name] == "done"
@@ -191,14 +196,16 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     incumbent = None
     if stages.get(PROMOTE.name, "done") != "done":
         incumbent = check_promotion(loaded, base, rows, run.recipe_folder)
+    new_tokens = count_new_tokens(tokenizer, train_rows)
     warnings = (
+        *unseen_token_warnings(new_tokens),
         *recipe_warnings(loaded, base, shapes, tokenizer),
         *check_prompts(loaded, shapes.positions, tokenizer, rows),
         *(f"{note}; {later}" for note in notes),
         *sets.warnings,
         *([incumbent.warning] if incumbent is not None and incumbent.warning else []),
     )
-    return _estimate(loaded, run, base, rows, sets, incumbent, inputs, stages, warnings)
+    return _estimate(loaded, run, base, rows, sets, incumbent, inputs, new_tokens, stages, warnings)
 
 
 def _prepared_rows(run: RunDir) -> PreparedRows:
@@ -217,6 +224,7 @@ def _estimate(
     sets: SetPlans,
     incumbent: IncumbentCheck | None,
     inputs: EstimateInputs,
+    new_tokens: dict[str, int],
     stages: dict[str, str],
     warnings: tuple[str, ...],
 ) -> RunPlan:
@@ -241,7 +249,7 @@ def _estimate(
         workload=estimate_workload(recipe, rows, sets.rows, incumbent, steps, cluster, speed), evidence=evidence,
         also=sets.plans, incumbent=incumbent, cluster=cluster,
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
-        disk=disk, is_described=shapes.known, stages=stages, scripts=scripts, slurm=slurm,
+        disk=disk, is_described=shapes.known, new_tokens=new_tokens, stages=stages, scripts=scripts, slurm=slurm,
         warnings=(
             *warnings, *advice(recipe, steps, counts.counts, shapes.parameters),
             *evidence_warnings(recipe, evidence, sets.plans),

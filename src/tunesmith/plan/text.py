@@ -86,6 +86,13 @@ def copies_text(rows: RowCounts) -> str:
     return ", ".join(f"{text} {pairs['exact']} exact + {pairs['near']} near" for text, pairs in found)
 
 
+def new_tokens_text(counts: dict[str, int]) -> str:
+    """Return how often each token that the recipe adds occurs in the training rows, for the first tokens."""
+    shown = ", ".join(f"{token} {count:,} times" for token, count in list(counts.items())[:8])
+    others = f", and {len(counts) - 8:,} others" if len(counts) > 8 else ""
+    return f"{len(counts):,} tokens, which occur in training rows: {shown}{others}"
+
+
 def steps_text(steps: StepPlan, workload: Workload, select_best_by: str) -> str:
     """Return the number of steps, when the run validates and saves, and which checkpoint becomes its result."""
     decay = f", decay {steps.decay_steps}" if steps.decay_steps else ""

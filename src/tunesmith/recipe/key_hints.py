@@ -23,6 +23,13 @@ REPLACEMENTS = (
      "the model's own chat template is used; `chat_markup: chatml` adds one to a model that has none"),
     ("chat_template_kwargs chat_template_args apply_chat_template_kwargs enable_thinking",
      "data.template_arguments", "such as `template_arguments: {enable_thinking: false}`"),
+    ("tokens add_tokens add_special_tokens new_special_tokens new_special_tokens_config "
+     "additional_special_tokens added_tokens_overrides",
+     "model.add_tokens", "a list, or each token with the text that its row starts from"),
+    ("special_tokens eot_tokens", "model.add_tokens",
+     "it adds tokens; those that begin and end a text or a turn are the model's own"),
+    ("resize_vocab init_special_tokens resize_token_embeddings_to_32x shrink_embeddings", "",
+     "the embedding grows with `model.add_tokens` if it needs to; remove the key"),
     ("trust_remote_code", "", "code from a model's repository is never run; remove the key"),
     # Data
     ("dataset datasets dataset_name dataset_path dataset_dir train_file train_dataset",

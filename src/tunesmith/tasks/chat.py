@@ -180,8 +180,7 @@ class ChatTask(Task):
             expected = "".join(span.text for span in spans[answer_at : stop_at + 1])
             is_decoded = self._tokenizer.decodes_to(ids[first:last], expected, before=ids[first - 1 : first])
             if not is_decoded or ids[last - 1] != self.stop_ids[0]:
-                detail = repr(expected[:80])
-                raise RowProblem("the answer's tokens do not decode to the answer", detail, code="decode-mismatch")
+                raise self._tokenizer.decode_problem(ids[first:last], expected, "answer")
             end = last if self._data.train_on_end else last - 1  # the stop token
             trained[first:end] = [True] * (end - first)
         return TokenizedExample(example_id, tuple(ids), tuple(trained))

@@ -1,9 +1,8 @@
-"""Load a model's tokenizer as a TokenizerAdapter, with ChatML if the recipe or the adapter adds it."""
+"""ChatML for a model without a chat template (`model.chat_markup`): its template and its two tokens."""
 
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.fetch.reference import ModelFolder
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -23,26 +22,17 @@ CHATML_TEMPLATE = (
 )
 
 
-def load_tokenizer(model: ModelFolder, chat_markup: str | None = None) -> TokenizerAdapter:
-    """Load the tokenizer of a model. If the model is an adapter trained with ChatML, its tokenizer has ChatML too.
+def with_chatml(tokenizer: TokenizerAdapter, reference: str) -> TokenizerAdapter:
+    """Return a tokenizer with ChatML's template, and with those of its two tokens that the tokenizer lacks.
 
     Args:
-        chat_markup: the recipe's `model.chat_markup`.
+        reference: the name of the model, for the error.
 
     Raises:
         RecipeError: the model already has a chat template.
     """
-    tokenizer = TokenizerAdapter.load(model.root.path)
-    if model.chat_markup is not None:
-        # No new_ids: the adapter has embedding rows for these tokens.
-        tokenizer = TokenizerAdapter(_with_chatml(tokenizer, model).hf_tokenizer)
-    return tokenizer if chat_markup is None else _with_chatml(tokenizer, model)
-
-
-def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAdapter:
-    """Add ChatML's template, and those of its two tokens that the tokenizer lacks."""
     if tokenizer.has_chat_template:
-        message = f"`{model.reference}` already has a chat template"
+        message = f"`{reference}` already has a chat template"
         raise RecipeError(message, where="model.chat_markup", code="has-chat-template", hint="remove the key")
     from transformers import AddedToken
 
@@ -54,4 +44,5 @@ def _with_chatml(tokenizer: TokenizerAdapter, model: ModelFolder) -> TokenizerAd
     has_bos = tokenizer.prefix_ids == (hf_tokenizer.bos_token_id,)
     hf_tokenizer.chat_template = ("{{ bos_token }}" if has_bos else "") + CHATML_TEMPLATE
     ids = (hf_tokenizer.convert_tokens_to_ids(text) for text in CHATML_TOKENS)
-    return TokenizerAdapter(hf_tokenizer, tokenizer.config, new_ids=tuple(i for i in ids if i >= old_size))
+    new_rows = {token_id: () for token_id in ids if token_id >= old_size}
+    return TokenizerAdapter(hf_tokenizer, tokenizer.config, new_rows=new_rows, words=tokenizer.words)

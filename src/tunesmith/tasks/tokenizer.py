@@ -18,7 +18,7 @@ from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.cached_encoder import CachedEncoder, EncodedText
 from tunesmith.tasks.chat_template import ChatTemplate
 from tunesmith.tasks.rename_tokens import rename_tokens
-from tunesmith.tasks.tokenizer_files import PlainTokenizer, load_plain_tokenizer
+from tunesmith.tasks.tokenizer_files import PlainTokenizer, load_plain_tokenizer, load_with_transformers
 
 # Added tokens that are not flagged special still steer a model if they look like markup (<think>, [INST], <|x|>). Runs
 # of blanks, which some tokenizers add as tokens, do not.
@@ -62,19 +62,29 @@ class TokenizerAdapter:
     Args:
         hf_tokenizer: a fast tokenizer of transformers, or a PlainTokenizer.
         config: the model's configuration.
-        new_ids: ids of tokens for which the model has no embedding rows yet.
+        new_rows: {id of a token for which the model has no embedding row yet: ids of the tokens whose mean row its
+            row starts as, or none for the mean of all rows}.
+        words: tokens that text may contain like any word, although they look like markup.
 
     Raises:
         RecipeError: the tokenizer is not a fast one.
     """
 
-    def __init__(self, hf_tokenizer: Any, config: Any = None, *, new_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        hf_tokenizer: Any,
+        config: Any = None,
+        *,
+        new_rows: Mapping[int, tuple[int, ...]] = {},
+        words: Sequence[str] = (),
+    ) -> None:
         if not getattr(hf_tokenizer, "is_fast", False):
             message = f"{type(hf_tokenizer).__name__} has no fast version, which is needed to check the trained tokens"
             raise RecipeError(message, code="slow-tokenizer", hint="use a model whose folder has a tokenizer.json")
         self._tokenizer = hf_tokenizer
         self.config = config
-        self.new_ids = new_ids
+        self.new_rows = new_rows
+        self.words = tuple(words)
         self._backend = hf_tokenizer.backend_tokenizer
         self._backend.no_truncation()  # a tokenizer.json may enable it, which would silently truncate rows
         self._backend.no_padding()
@@ -83,7 +93,8 @@ class TokenizerAdapter:
         self.has_encoder = bool(getattr(config, "is_encoder_decoder", False))
         self.decoder_start_id: int | None = getattr(config, "decoder_start_token_id", None)
         unknown = self._unknown_id()
-        steering = {i: token for i, token in self._added.items() if i != unknown}
+        text_ids = {unknown, *map(self._backend.token_to_id, self.words)}
+        steering = {i: token for i, token in self._added.items() if i not in text_ids}
         self.special_ids = frozenset(i for i, token in steering.items() if token.special)
         self.markup_ids = frozenset(i for i in steering if _MARKUP.fullmatch(steering[i].content)) - self.special_ids
         self.control_ids = self.special_ids | self.markup_ids
@@ -96,16 +107,26 @@ class TokenizerAdapter:
         self._last_control_ids = lru_cache(maxsize=256)(self._ids_from_last_control)
 
     @classmethod
-    def load(cls, folder: Path) -> "TokenizerAdapter":
+    def load(cls, folder: Path, *, words: Sequence[str] = ()) -> "TokenizerAdapter":
         """Load the tokenizer of a model folder, without reading weights or running code of the model."""
         plain = load_plain_tokenizer(folder)
-        return cls(plain) if plain is not None else cls(*_load_with_transformers(folder))
+        return cls(plain, words=words) if plain is not None else cls(*load_with_transformers(folder), words=words)
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens for which the model has no embedding rows yet."""
+        return tuple(self.new_rows)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, or None if there is no such token."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
 
     @cached_property
     def hf_tokenizer(self) -> Any:
         """The tokenizer of transformers, for callers that save or change it."""
         is_plain = isinstance(self._tokenizer, PlainTokenizer)
-        return _load_with_transformers(self._tokenizer.folder)[0] if is_plain else self._tokenizer
+        return load_with_transformers(self._tokenizer.folder)[0] if is_plain else self._tokenizer
 
     def _unknown_id(self) -> int | None:
         """Return the id for unknown characters, which controls nothing and can occur in any text.
@@ -147,7 +168,7 @@ class TokenizerAdapter:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that affects the ids of a text: vocabulary, rules, chat template."""
-        return digest_of([self._backend.to_str(), self._tokenizer.chat_template])
+        return digest_of([self._backend.to_str(), self._tokenizer.chat_template, *sorted(self.words)])
 
     # ---- text to ids ----
 
@@ -298,8 +319,15 @@ class TokenizerAdapter:
     def require_decodes(self, ids: Sequence[int], text: str, part: str, *, before: Sequence[int] = ()) -> None:
         """Raise RowProblem unless the ids of a part of a row decode to its text; `before` as in `decodes_to`."""
         if not self.decodes_to(ids, text, before=before):
-            reason = f"the {part}'s tokens do not decode to the {part}"
-            raise RowProblem(reason, repr(text[:80]), code="decode-mismatch")
+            raise self.decode_problem(ids, text, part)
+
+    def decode_problem(self, ids: Sequence[int], text: str, part: str) -> RowProblem:
+        """Return the problem of a part of a row whose ids do not decode to its text."""
+        hint = ""
+        if any(word in text for word in self.words):
+            hint = f"this tokenizer changes blanks next to added tokens; write them as in {self.decode(ids)[:80]!r}"
+        reason = f"the {part}'s tokens do not decode to the {part}"
+        return RowProblem(reason, repr(text[:80]), code="decode-mismatch", hint=hint)
 
     # ---- chat templates ----
 
@@ -337,21 +365,6 @@ class TokenizerAdapter:
         if isinstance(self._tokenizer.chat_template, str):
             return self._chat_template
         return ChatTemplate(self._tokenizer.get_chat_template(tools=[{}]), self._tokenizer.special_tokens_map)
-
-
-def _load_with_transformers(folder: Path) -> tuple[Any, Any]:
-    """Return (tokenizer, configuration), loaded by transformers without running code of the model."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = None
-        if (folder / "config.json").exists():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
-    except (OSError, ValueError, KeyError) as error:
-        message = f"cannot load the tokenizer: {str(error).splitlines()[0]}"
-        hint = "the folder needs a tokenizer.json"
-        raise RecipeError(message, where=str(folder), code="no-tokenizer", hint=hint) from error
 
 
 def _is_allowed(encoded: EncodedText, spans: Sequence[Span], edges: Sequence[int]) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tunesmith.core.errors import RecipeError
+
 # Model types without an encoder for which transformers has no special tokenizer class.
 PLAIN_MODEL_TYPES = frozenset({"llama", "gpt2", "gpt_neo", "granite", "phi"})
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -81,3 +83,18 @@ def _is_plain(settings: Any, config: Any) -> bool:
         return False
     are_text = all(isinstance(settings.get(name, ""), str) for name in _TOKEN_NAMES)
     return are_text and settings.keys() <= {*_TOKEN_NAMES, *_IGNORED_SETTINGS}
+
+
+def load_with_transformers(folder: Path) -> tuple[Any, Any]:
+    """Return (tokenizer, configuration), loaded by transformers without running code of the model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = None
+        if (folder / "config.json").exists():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
+    except (OSError, ValueError, KeyError) as error:
+        message = f"cannot load the tokenizer: {str(error).splitlines()[0]}"
+        hint = "the folder needs a tokenizer.json"
+        raise RecipeError(message, where=str(folder), code="no-tokenizer", hint=hint) from error

@@ -113,7 +113,7 @@ def load_model_to_train(
     """
     settings: dict[str, Any] = {
         "attention": recipe.model.attention, "merged": True, "quantization": quantization_of(recipe),
-        "new_tokens": tokenizer.new_ids,
+        "new_rows": tokenizer.new_rows,
     }  # fmt: skip
     master_dtype = _master_dtype(recipe)
     if is_sharded and master_dtype and base.base is None and not tokenizer.new_ids and (stored := stored_dtype(base)):

@@ -28,8 +28,9 @@ from tunesmith.model.quantization import quantization_of
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.data_record import dump_data
+from tunesmith.recipe.model import tokens_to_add
 from tunesmith.recipe.schema import Recipe
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.async_save import AsyncSaver
 from tunesmith.train.checkpoint import State, latest_state, restore
@@ -62,7 +63,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
     saved_state = group.run_on_rank0(lambda: latest_state(recipe, run, stage_inputs))
     state = replace(saved_state, inputs=stage_inputs) if saved_state else State(0, stage_inputs)
     base = resolve_base(run, recipe.model.base)
-    tokenizer = load_tokenizer(base, recipe.model.chat_markup)
+    tokenizer = load_tokenizer(base, recipe.model)
     with peer_failures_as_errors():
         setup = build_setup(recipe, run, base, tokenizer, objective)
         setup = replace(setup, loss_scale=state.loss_scale or setup.loss_scale)
@@ -94,6 +95,7 @@ def _card(recipe: Recipe, run: RunDir, base: ModelFolder, stage_inputs: dict[str
         "data": dump_data(recipe.data),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "chat_markup": recipe.model.chat_markup,
+        "added_tokens": [*base.added_tokens, *tokens_to_add(recipe.model)],
         "precision": recipe.model.precision,
         "inputs": digest_of(stage_inputs),
         "name": recipe.name,

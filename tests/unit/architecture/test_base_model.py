@@ -15,10 +15,10 @@ from tests.support.tiny import save_model, save_plain_model, save_seq2seq
 from tunesmith.architecture.base_model import (
     check_targets,
     read_config,
-    refuse_new_tokens_with_bias,
     refuse_quantized,
     require_embedding_rows,
     require_layers,
+    require_trainable_rows,
     require_vocabulary,
     stored_quantization,
 )
@@ -126,9 +126,10 @@ def test_targets_match_names_without_the_first_part_of_the_path(tmp_path: Path) 
 
 
 def test_new_tokens_with_an_output_bias_are_refused(tmp_path: Path, tiny: Path) -> None:
-    refuse_new_tokens_with_bias(tiny)
-    with raises(RecipeError, "output-bias"):
-        refuse_new_tokens_with_bias(save_plain_model(tmp_path / "phi", "phi"))
+    phi = save_plain_model(tmp_path / "phi", "phi")
+    require_trainable_rows(tiny, shapes_of(tiny))
+    with raises(RecipeError, "untrainable-rows"):
+        require_trainable_rows(phi, shapes_of(phi))
 
 
 @pytest.mark.parametrize("length", [0, 4, 200, -1])

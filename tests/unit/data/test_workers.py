@@ -21,7 +21,7 @@ from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import Task
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 COUNT = 300
 SCRIPT = """
@@ -32,7 +32,7 @@ from tunesmith.data.sources import Row
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.tasks import task_for
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 print("started", flush=True)
 workers.SERIAL_ROWS, workers.available_cores = 10, lambda: 2

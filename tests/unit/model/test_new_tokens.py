@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests.support.errors import raises
-from tests.support.tiny import save_plain_model
+from tests.support.tiny import save_plain_model, save_seq2seq
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.core.errors import DamagedFile, RecipeError
@@ -18,10 +18,12 @@ from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import attach_adapter, make_trainable, open_model, restore_weights, save_model
 from tunesmith.model.adapters import trained_parameters as trained
 from tunesmith.model.load import ComputeConfig
+from tunesmith.recipe.model import Model
 from tunesmith.recipe.tuning import FullTuning, LoraTuning, QloraTuning, Quantization
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 FP32, BF16 = (ComputeConfig(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+CHATML_ADDED = Model(base="org/base", chat_markup="chatml")
 LORA = LoraTuning(method="lora", rank=4, alpha=8)
 WEIGHTS = "adapter_model.safetensors"
 # Tied and untied output layers, with and without spare rows for the new tokens.
@@ -47,12 +49,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> MakeBase:
 
 
 def opened(folder: ModelFolder, compute: ComputeConfig = FP32, **settings: Any) -> Any:
-    return open_model(folder, compute, new_tokens=load_tokenizer(folder, "chatml").new_ids, **settings).eval()
+    return open_model(folder, compute, new_rows=load_tokenizer(folder, CHATML_ADDED).new_rows, **settings).eval()
 
 
 def adapted(folder: ModelFolder, tuning: Any = LORA, compute: ComputeConfig = FP32, **settings: Any) -> Any:
     """Return a trainable model with random changes to its trained weights."""
-    new = load_tokenizer(folder, "chatml").new_ids
+    new = load_tokenizer(folder, CHATML_ADDED).new_ids
     model = make_trainable(opened(folder, compute, **settings), tuning, seed=0, new_tokens=new).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -62,7 +64,7 @@ def adapted(folder: ModelFolder, tuning: Any = LORA, compute: ComputeConfig = FP
 
 
 def ids_of(folder: ModelFolder) -> torch.Tensor:
-    tokenizer = load_tokenizer(folder, "chatml")
+    tokenizer = load_tokenizer(folder, CHATML_ADDED)
     return torch.tensor(
         [tokenizer.encode_trusted("<|im_start|>user\nSay one and cat.<|im_end|>\n<|im_start|>assistant\n")]
     )
@@ -76,7 +78,7 @@ def logits(model: Any, folder: ModelFolder) -> torch.Tensor:
 
 def saved(model: Any, folder: Path, base: ModelFolder) -> ModelFolder:
     save_model(model, folder, base=base.reference)
-    load_tokenizer(base, "chatml").hf_tokenizer.save_pretrained(folder)
+    load_tokenizer(base, CHATML_ADDED).hf_tokenizer.save_pretrained(folder)
     write_json(folder / CARD, {"chat_markup": "chatml"})
     return ModelFolder("tuned", folder, base)
 
@@ -84,7 +86,7 @@ def saved(model: Any, folder: Path, base: ModelFolder) -> ModelFolder:
 @EACH
 def test_new_rows_are_initialized_to_the_mean(base: MakeBase, kind: str, spare: int) -> None:
     folder = base(kind, spare)
-    new = list(load_tokenizer(folder, "chatml").new_ids)
+    new = list(load_tokenizer(folder, CHATML_ADDED).new_ids)
     plain = AutoModelForCausalLM.from_pretrained(folder.path)
     model = opened(folder)
     known = min(new)
@@ -95,6 +97,40 @@ def test_new_rows_are_initialized_to_the_mean(base: MakeBase, kind: str, spare: 
         torch.testing.assert_close(extended[new], old[:known].mean(0, keepdim=True).expand(2, -1))
     # So no new token is likelier than all known ones.
     assert logits(model, folder).argmax(-1).max() < known
+
+
+@EACH
+def test_row_of_a_token_with_a_text_is_the_mean_of_its_tokens(base: MakeBase, kind: str, spare: int) -> None:
+    folder = base(kind, spare)
+    tokenizer = load_tokenizer(folder, Model(base="org/base", add_tokens={"<sql>": "Say one", "</sql>": None}))
+    sql, end = (tokenizer.encode_untrusted(token)[0] for token in ("<sql>", "</sql>"))
+    sources = load_tokenizer(folder).encode_untrusted("Say one")
+    assert len(sources) > 1
+    plain = AutoModelForCausalLM.from_pretrained(folder.path)
+    model = open_model(folder, FP32, new_rows=tokenizer.new_rows)
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        old, extended = (getattr(loaded, get)().weight for loaded in (plain, model))
+        torch.testing.assert_close(extended[sql], old[sources].mean(0))
+        torch.testing.assert_close(extended[end], old[: min(tokenizer.new_ids)].mean(0))
+
+
+@pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart", "marian"])
+def test_resized_encoder_decoder_keeps_its_other_rows(tmp_path: Path, kind: str) -> None:
+    # transformers takes the output layer of every T5 for tied, and would overwrite that of FLAN-T5.
+    folder = ModelFolder("org/base", save_seq2seq(tmp_path, kind))
+    tokens = [f"<t{i}>" for i in range(300)]
+    tokenizer = load_tokenizer(folder, Model(base="org/base", add_tokens=tuple(tokens)))
+    plain = open_model(folder, FP32)
+    model = open_model(folder, FP32, new_rows=tokenizer.new_rows)
+    known = min(tokenizer.new_ids)
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        old, extended = (getattr(loaded, get)().weight for loaded in (plain, model))
+        assert len(extended) == known + 300
+        assert torch.equal(extended[:known], old[:known])
+    tied = [loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight for loaded in (plain, model)]
+    assert tied == [kind != "flan-t5"] * 2
+    with raises(RecipeError, "untrainable-rows", "method: full"):
+        make_trainable(model, LORA, seed=0, new_tokens=tokenizer.new_ids)
 
 
 @EACH
@@ -128,7 +164,9 @@ def test_new_rows_are_saved_with_the_adapter_and_load_in_plain_peft(
         plain.resize_token_embeddings(tokens)
     assert torch.equal(logits(PeftModel.from_pretrained(plain, str(tmp_path)).eval(), folder), expected)
 
-    restored = make_trainable(opened(folder), LORA, seed=9, new_tokens=load_tokenizer(folder, "chatml").new_ids).eval()
+    restored = make_trainable(
+        opened(folder), LORA, seed=9, new_tokens=load_tokenizer(folder, CHATML_ADDED).new_ids
+    ).eval()
     restore_weights(restored, tmp_path)
     assert torch.equal(logits(restored, folder), expected)
 
@@ -168,13 +206,13 @@ def test_full_tuning_saves_the_resized_model(base: MakeBase, tmp_path: Path, kin
     model = adapted(folder, FullTuning(method="full"))
     saved(model, tmp_path, folder)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert plain.config.vocab_size == max(load_tokenizer(folder, "chatml").new_ids) + 1
+    assert plain.config.vocab_size == max(load_tokenizer(folder, CHATML_ADDED).new_ids) + 1
     assert torch.equal(logits(plain, folder), logits(model, folder))
     restored = make_trainable(opened(folder), FullTuning(method="full"), seed=0).eval()
     restore_weights(restored, tmp_path)
     assert torch.equal(logits(restored, folder), logits(model, folder))
     tuned = ModelFolder("tuned", tmp_path)
-    assert load_tokenizer(tuned).digest == load_tokenizer(folder, "chatml").digest
+    assert load_tokenizer(tuned).digest == load_tokenizer(folder, CHATML_ADDED).digest
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -189,6 +227,13 @@ def test_new_rows_are_trained_with_quantized_weights(base: MakeBase, tmp_path: P
 
 def test_new_tokens_with_an_output_bias_are_refused(base: MakeBase) -> None:
     folder = base("phi", 0)
-    with raises(RecipeError, "output-bias", "method: full"):
+    with raises(RecipeError, "untrainable-rows", "method: full"):
         adapted(folder)
     adapted(folder, FullTuning(method="full"))
+
+
+def test_output_layer_that_is_untied_despite_its_configuration_is_refused(base: MakeBase) -> None:
+    model = opened(base("llama", 0))
+    model.config.tie_word_embeddings = True  # as transformers leaves it if the weights say otherwise
+    with raises(RecipeError, "untrainable-rows"):
+        make_trainable(model, LORA, seed=0, new_tokens=load_tokenizer(base("llama", 0), CHATML_ADDED).new_ids)

@@ -5,9 +5,10 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from tests.support.errors import raises
 from tests.support.plans import other_warnings
 from tests.support.tiny import recipe as write_recipe
-from tests.support.tiny import save_plain_model
+from tests.support.tiny import save_plain_model, save_seq2seq
 
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.pipeline.runner import run_recipe
@@ -58,6 +59,35 @@ def test_tokens_of_chat_markup_get_embedding_rows(tmp_path: Path) -> None:
         plan_run(biased, ["model.chat_markup=chatml"])
     assert "bias" in error.value.message
     plan_run(biased, ["model.chat_markup=chatml", "tuning={method: full}"])
+
+
+def test_added_tokens_are_counted_and_unseen_ones_are_a_warning(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, save_plain_model(tmp_path / "plain", "llama"))
+    answers = "data={source: {file: rows.jsonl}, task: completion, prompt: '{question} <sql>', response: '{answer}'}"
+    plan = plan_run(path, [answers, "model.add_tokens=[<sql>, number, zebra, gnu]"])
+    assert plan.new_tokens == {"<sql>": plan.rows.counts["train"], "number": plan.rows.counts["train"],
+                               "gnu": 0, "zebra": 0}  # fmt: skip
+    [warning] = other_warnings(plan)
+    assert "`gnu`, `zebra`" in warning
+    assert "added    4 tokens" in str(plan)
+    assert plan.to_json()["new_tokens"]["zebra"] == 0
+
+
+@pytest.mark.parametrize("frozen", ["embed_tokens", "lm_head"])
+def test_frozen_rows_of_added_tokens_are_refused(tmp_path: Path, frozen: str) -> None:
+    path = write_recipe(tmp_path, save_plain_model(tmp_path / "plain", "llama"))
+    changes = ["data.task=completion", f"tuning={{method: full, freeze: [{frozen}]}}"]
+    plan_run(path, changes)
+    with raises(RecipeError, "contradiction", frozen, where="tuning.freeze"):
+        plan_run(path, [*changes, "model.add_tokens=[number]"])
+
+
+def test_added_tokens_of_an_encoder_decoder_need_full_tuning(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, save_seq2seq(tmp_path / "t5"))
+    changes = ["data.task=seq2seq", "model.add_tokens=[number]"]
+    with raises(RecipeError, "untrainable-rows", where="model"):
+        plan_run(path, changes)
+    assert plan_run(path, [*changes, "tuning={method: full}"]).new_tokens["number"] > 0
 
 
 @pytest.mark.parametrize("target", ["[nope]", "[q_proj, nope]"])

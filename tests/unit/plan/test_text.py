@@ -44,7 +44,7 @@ PLAN = RunPlan(
     steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[], incumbent=None,
     evidence=Evidence("rougeL", 60, 60, 60, 0.25, 0.1, 240),
     cluster=LOCAL, scaling=[],
-    disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True,
+    disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True, new_tokens={},
     stages={"prepare": "done", "train": "to do", "evaluate": "to do"}, warnings=(), scripts={}, slurm=None,
 )  # fmt: skip
 

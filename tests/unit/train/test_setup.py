@@ -10,7 +10,7 @@ from tests.unit.train.conftest import FULL, recipe_of
 
 from tunesmith.fetch.reference import resolve
 from tunesmith.model.load import ComputeConfig
-from tunesmith.tasks.chatml import load_tokenizer
+from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.train.setup import load_model_to_train
 
 
