@@ -85,6 +85,11 @@ def test_runs_and_models_are_compared_pairwise(
     assert f"{second} is" in out or "does not show whether" in out
     assert out.count("reference") == 3
 
+    assert run_command(app, ["compare", str(first), str(second), str(tiny), "--html"]) == 0
+    assert capsys.readouterr().out.strip() == str(first.comparison_page)
+    page = first.comparison_page.read_text()
+    assert all(f'<th scope="col">{name}</th>' in page for name in names)
+
 
 def test_another_template_gets_its_own_prompt(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(tmp_path, tiny, "a", 2)

@@ -31,18 +31,23 @@ def compare(
     Args:
         on: The run whose test rows and metrics count. Default: the first evaluated run among them.
         rows: Number of answers.
-        html: Write the run's report again, and print its path.
+        html: Write the run's report again, or a page of the comparison to the run whose rows count; print its path.
 
     Examples:
         tunesmith compare runs/my/ID
         tunesmith compare runs/my/ID viggo@staging https://api.example.com/v1#large
     """
     if others:
-        if html:
-            raise RecipeError("--html shows one run", code="usage", hint="leave out --html, or the other models")
         from tunesmith.evaluate.comparison import compare_references
 
         result = compare_references([model, *others], on)
+        if html:
+            from tunesmith.report.comparison_page import write_comparison
+
+            page = RunDir(result.run).comparison_page
+            write_comparison(result, page)
+            print(page)
+            return
         print_result(result.to_json(rows) if as_json else None, as_json, lambda: result.to_text(rows))
         return
     if on is not None:

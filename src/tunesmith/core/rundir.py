@@ -26,6 +26,7 @@ class RunDir:
         attempts: the steps at which training was killed (train/crash_loop.py); only during training or after a kill.
         launch: the scripts and the list of the run's Slurm jobs.
         report: the HTML report.
+        comparison_page: the HTML page of the last comparison of several models on its test rows.
         ledger: one line per source row, with its split and its use or the reason why it was dropped.
         metrics: one line per training step or validation.
         checkpoints: the folder of checkpoints.
@@ -43,6 +44,7 @@ class RunDir:
         self.attempts = self.path / "logs" / "attempts.json"
         self.launch = self.path / "launch"
         self.report = self.path / "report.html"
+        self.comparison_page = self.path / "comparison.html"
         self.ledger = self.path / "prepare" / "rows.jsonl"
         self.metrics = self.path / "train" / "metrics.jsonl"
         self.checkpoints = self.path / "train" / "checkpoints"

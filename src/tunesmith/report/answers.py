@@ -1,16 +1,16 @@
-"""The answers of base and tuned to the same rows, side by side, with the words that differ from the reference."""
+"""The answers of several models to the same rows, side by side, with the words that differ from the reference."""
 
 import difflib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os.path import commonprefix
 from typing import Any, Literal
 
 from tunesmith.core.records import is_number
 from tunesmith.core.verdict import Comparison
-from tunesmith.report.view import AnswerPair, Answers, ModelAnswer, Outcome
+from tunesmith.report.view import AnswerRow, Answers, ModelAnswer, Outcome
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.samples import split_pass
 
@@ -25,31 +25,44 @@ Lines = list[dict[str, Any]]
 
 
 def pair_answers(generations: dict[str, Lines], scores: dict[str, Lines], primary: Comparison | None) -> Answers:
-    """Join the generations and scores of both models by row id; the primary metric decides which answers are right."""
+    """Join the generations and scores of base and tuned by row id."""
     generated = {name: _by_id([line for line in lines if _sample(line) == 1]) for name, lines in generations.items()}
     further = {name: _further_samples(lines) for name, lines in generations.items()}
     scored = {name: _by_id(lines) for name, lines in scores.items()}
     lines = generated["base"] or generated["tuned"]
-    prompts = [str(line.get("prompt") or "") for line in lines.values()]
-    opening, closing = common_lines(prompts)
     metric = primary.metric if primary else None
     sides = [
-        [
-            _model_answer(generated[name].get(key), scored[name].get(key, {}), metric, further[name].get(key[0], ()))
+        tuple(
+            model_answer(generated[name].get(key), scored[name].get(key, {}), metric, further[name].get(key[0], ()))
             for name in ("base", "tuned")
-        ]
+        )
         for key in lines
     ]
-    numbers = [side.scores.get(metric or "", 0.0) for pair in sides for side in pair if side]
+    return join_answers(("Base", "Tuned"), list(lines.values()), sides, primary)
+
+
+def join_answers(
+    models: Sequence[str], lines: Lines, sides: Sequence[tuple[ModelAnswer | None, ...]], primary: Comparison | None
+) -> Answers:
+    """Return the answers of several models; the primary metric decides which are right.
+
+    Args:
+        lines: a line of `generations.jsonl` for each row, with its number, prompt and reference.
+        sides: the answers of all models to each row.
+    """
+    opening, closing = common_lines([str(line.get("prompt") or "") for line in lines])
+    metric = primary.metric if primary else None
+    numbers = [side.scores.get(metric or "", 0.0) for row in sides for side in row if side]
     graded = any(number not in (0.0, 1.0) for number in numbers)  # neither wrong nor right, as in ROUGE
     rows = []
-    for line, prompt, (base, tuned) in zip(lines.values(), prompts, sides, strict=True):
+    for line, answers in zip(lines, sides, strict=True):
+        prompt = str(line.get("prompt") or "")
         row_text = prompt[len(opening) : len(prompt) - len(closing)]
-        outcome, gain = _outcome(base, tuned, primary, graded)
+        outcome, gain = _outcome(answers, primary, graded)
         found = line.get("reference")
         references = tuple(found) if isinstance(found, list) else () if found is None else (found,)
-        rows.append(AnswerPair(int(line.get("row") or 0), row_text, references, base, tuned, outcome, gain))
-    return Answers(metric, opening, closing, tuple(rows))
+        rows.append(AnswerRow(int(line.get("row") or 0), row_text, references, answers, outcome, gain))
+    return Answers(tuple(models), metric, opening, closing, tuple(rows))
 
 
 def common_lines(prompts: list[str]) -> tuple[str, str]:
@@ -126,9 +139,15 @@ def _further_samples(lines: Lines) -> dict[str, list[str]]:
     return texts
 
 
-def _model_answer(
-    generation: dict[str, Any] | None, scores: dict[str, Any], metric: str | None, more: Sequence[str]
+def model_answer(
+    generation: Mapping[str, Any] | None, scores: Mapping[str, Any], metric: str | None, more: Sequence[str]
 ) -> ModelAnswer | None:
+    """Return the answer of a line of `generations.jsonl` with the scores of its line of `scores.jsonl`.
+
+    Args:
+        metric: a metric that is shown even if it has no score of each row, such as perplexity.
+        more: the texts of further samples.
+    """
     if generation is None:
         return None
     numbers = {name: float(number) for name, number in scores.items() if _is_score(name) and is_number(number)}
@@ -145,15 +164,18 @@ def _is_score(name: str) -> bool:
 
 
 def _outcome(
-    base: ModelAnswer | None, tuned: ModelAnswer | None, primary: Comparison | None, graded: bool
+    sides: Sequence[ModelAnswer | None], primary: Comparison | None, graded: bool
 ) -> tuple[Outcome, float | None]:
-    before = base.scores.get(primary.metric) if base and primary else None
-    after = tuned.scores.get(primary.metric) if tuned and primary else None
-    if before is None or after is None or primary is None:
+    """Return how the scores of a row differ, and by how much."""
+    found = [side.scores.get(primary.metric) if side and primary else None for side in sides]
+    scores = [score for score in found if score is not None]
+    if primary is None or len(scores) < len(sides):
         return "unknown", None
-    gain = after - before if primary.higher_is_better else before - after
-    if abs(gain) > 1e-9:
+    if max(scores) - min(scores) > 1e-9:
+        if len(scores) > 2:
+            return "mixed", max(scores) - min(scores)
+        gain = (scores[1] - scores[0]) * (1 if primary.higher_is_better else -1)
         return ("fixed" if gain > 0 else "broken"), gain
     if graded:
         return "even", 0.0
-    return ("right" if after == float(primary.higher_is_better) else "wrong"), 0.0
+    return ("right" if scores[0] == float(primary.higher_is_better) else "wrong"), 0.0

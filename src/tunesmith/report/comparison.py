@@ -94,13 +94,8 @@ class ModelComparison:
         """Return the scores, the verdicts and the answers to `rows` rows; rows with different answers come first."""
         number = wording.count(len(self.examples))
         blocks = [f"{len(self.models)} models on {number} test rows of {self.run}", "\n".join(self._table())]
-        sentences = [self._sentence(pair) for pair in self.pairs]
-        if len(self.pairs) > 1:
-            level = f"{100 * self.confidence:g} %"
-            sentences.append(f"The intervals of all {len(self.pairs)} pairs hold together at {level} (Bonferroni).")
-        named = [(self.models[pair.first].name, self.models[pair.second].name, pair.verdict) for pair in self.pairs]
-        sentences += wording.corpus_sentences(*named)
-        sentences += self._reasons()
+        sentences = [self.sentence(pair) for pair in self.pairs]
+        sentences += [*self.corpus_sentences(), *self.reasons()]
         blocks.append("\n".join(sentences))
         blocks += [self._answers(place) for place in self._shown(rows)]
         if (hidden := len(self.examples) - rows) > 0:
@@ -119,32 +114,48 @@ class ModelComparison:
     def _means(self, place: int) -> dict[str, float]:
         return {name: value for name, (_, value) in self._comparisons(place).items()}
 
-    def _table(self) -> list[str]:
+    def scores(self) -> tuple[list[str], list[list[str]]]:
+        """Return the labels of all metrics, and for each model its scores as text."""
         of_models = [self._comparisons(place) for place in range(len(self.models))]
         names = list(dict.fromkeys(name for found in of_models for name in found))
-        lines = [["model", *map(wording.metric_label, names), ""]]
-        for model, found in zip(self.models, of_models, strict=True):
-            cells = [unit_of(found[name][0]).value(found[name][1]) if name in found else NONE for name in names]
+        return [wording.metric_label(name) for name in names], [
+            [unit_of(found[name][0]).value(found[name][1]) if name in found else NONE for name in names]
+            for found in of_models
+        ]
+
+    def _table(self) -> list[str]:
+        labels, scores = self.scores()
+        lines = [["model", *labels, ""]]
+        for model, cells in zip(self.models, scores, strict=True):
             problems = [f"{wording.count(n)} {words}" for key, words in _PROBLEMS.items() if (n := model.health[key])]
             lines.append([model.name, *cells, ", ".join(problems)])
         return table(lines)
 
-    def _sentence(self, pair: Pair) -> str:
+    def sentence(self, pair: Pair) -> str:
+        """Return the verdict on a pair."""
         first, second = (self.models[place].name for place in (pair.first, pair.second))
         return wording.pair_sentence(first, second, pair.verdict.primary)
 
-    def _reasons(self) -> list[str]:
-        """Return the reasons of all verdicts; those that not all pairs have begin with the names of the pair."""
-        of_pairs = [(pair, wording.other_reasons(pair.verdict)) for pair in self.pairs]
-        shared = [reason for reason in of_pairs[0][1] if all(reason in reasons for _, reasons in of_pairs)]
+    def corpus_sentences(self) -> list[str]:
+        """Return the corpus scores of all models."""
         names = [model.name for model in self.models]
-        own = [
-            f"{names[pair.second]} against {names[pair.first]}: {reason}"
-            for pair, reasons in of_pairs
-            for reason in reasons
-            if reason not in shared
+        return wording.corpus_sentences(*((names[pair.first], names[pair.second], pair.verdict) for pair in self.pairs))
+
+    def reasons(self) -> list[str]:
+        """Return the limits of all verdicts; those that not all pairs have begin with the names of the pair."""
+        pairs: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            name = f"{self.models[pair.second].name} against {self.models[pair.first].name}"
+            for reason in wording.other_reasons(pair.verdict):
+                pairs.setdefault(reason, []).append(name)
+        reasons = [
+            reason if len(names) == len(self.pairs) else f"{', '.join(names)}: {reason}"
+            for reason, names in pairs.items()
         ]
-        return [*shared, *own]
+        together = (
+            f"The intervals of all {len(self.pairs)} pairs hold together at {100 * self.confidence:g} % (Bonferroni)."
+        )
+        return [*([together] if len(self.pairs) > 1 else []), *reasons]
 
     def _shown(self, rows: int) -> list[int]:
         """Return the places of the rows to show: those to which the models gave different answers come first."""

@@ -18,7 +18,7 @@ from tunesmith.core.verdict import Comparison, Verdict
 from tunesmith.report import charts, machine_chart, score_chart, sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import Unit, unit_of
-from tunesmith.report.view import RunView
+from tunesmith.report.view import Answers, RunView
 
 _HERE = Path(__file__).parent
 WIDE, NARROW = 1000.0, 380.0
@@ -33,12 +33,11 @@ def write_report(run: RunDir) -> Path:
 
 def render(view: RunView) -> str:
     """Return the report as HTML."""
-    script, training = (_HERE / "report.js").read_text(encoding="utf-8"), view.training
-    return load_template(_HERE / "report.html.j2").render(
+    training = view.training
+    return render_page(
+        "report.html.j2",
         view=view,
-        style=style_sheet(),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        answer_parts=answer_parts(view.answers) if view.answers else None,
         **_hero(view),
         **_evaluation(view),
         loss_chart=draw_both_widths(partial(charts.loss_curves, training)),
@@ -50,6 +49,33 @@ def render(view: RunView) -> str:
         facts=sections.facts(view),
         speeds=sections.performance(view),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page that extends `page.html.j2`, with the style sheet and the script of all pages."""
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return load_template(_HERE / template).render(
+        style=style_sheet(), script=Markup(script), script_digest=digest, **values
+    )
+
+
+def answer_parts(answers: Answers) -> dict[str, Any]:
+    """Return the values of the section with the answers side by side (`answers.html.j2`)."""
+    payload = sections.answer_payload(answers)
+    return {
+        "payload": payload,
+        "json": htmlsafe_json_dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")),
+        "filters": sections.answer_filters(answers),
+        "first_rows": payload["rows"][: sections.ROWS_WITHOUT_SCRIPT],
+        "empty_row": [0, "", "", "", 0, None, [[[], [], "", []] for _ in answers.models]],
+    }
+
+
+def split_headline(sentence: str) -> tuple[str, str]:
+    """Return a verdict's conclusion and its evidence; numbers and their units stay on one line."""
+    first, _, rest = re.sub(" (?=%|rows|points)", "\u00a0", sentence).partition(": ")
+    return first, rest[:1].upper() + rest[1:]
 
 
 def load_template(path: Path) -> Template:
@@ -85,26 +111,21 @@ def draw_both_widths(draw: Callable[[float], Markup]) -> Markup:
 
 
 def _hero(view: RunView) -> dict[str, Any]:
-    first, _, rest = re.sub(" (?=%|rows|points)", "\u00a0", wording.headline(view)).partition(": ")
+    headline, evidence = split_headline(wording.headline(view))
     verdict = view.verdict
     return {
         "kind": verdict.primary.verdict if verdict else "none",
-        "headline": first,
-        "evidence": rest[:1].upper() + rest[1:],
+        "headline": headline,
+        "evidence": evidence,
         "gain_chart": draw_both_widths(partial(charts.gain_axis, verdict.primary)) if verdict else "",
     }
 
 
 def _evaluation(view: RunView) -> dict[str, Any]:
-    payload = sections.answer_payload(view.answers) if view.answers else {}
     return {
         "metric_rows": _metric_rows(view.verdict.metrics) if view.verdict else [],
-        "health": sections.answer_problems(view.verdict.health) if view.verdict else [],
+        "health": sections.pair_problems(view.verdict.health) if view.verdict else [],
         "sets": _set_tables(view.verdict) if view.verdict else [],
-        "filters": sections.answer_filters(view.answers) if view.answers else [],
-        "payload": payload,
-        "payload_json": htmlsafe_json_dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")),
-        "first_rows": payload.get("rows", [])[: sections.ROWS_WITHOUT_SCRIPT],
     }
 
 
@@ -124,7 +145,7 @@ def _set_tables(verdict: Verdict) -> list[dict[str, Any]]:
             "title": wording.set_title(name, found),
             "rows": _metric_rows(found.metrics),
             "guarded": guarded[name],
-            "health": sections.answer_problems(found.health) if found.health else [],
+            "health": sections.pair_problems(found.health) if found.health else [],
         }
         for name, found in verdict.also.items()
     ]

@@ -19,8 +19,8 @@
 
   function searchText(row) {
     if (!searchable.has(row)) {
-      const texts = [row[column.prompt], row[column.reference] || "", words(row[column.base]), words(row[column.tuned])];
-      texts.push(...[row[column.base], row[column.tuned]].flatMap((side) => (side ? side[3] : [])));
+      const texts = [row[column.prompt], row[column.reference] || "", ...row[column.sides].map(words)];
+      texts.push(...row[column.sides].flatMap((side) => (side ? side[3] : [])));
       searchable.set(row, texts.join("\n").toLowerCase());
     }
     return searchable.get(row);
@@ -69,8 +69,7 @@
     prompt.textContent = row[column.prompt];
     prompt.classList.toggle("long", row[column.prompt].length > 160);
     body.querySelector(".reference .text").textContent = row[column.reference] ?? "";
-    fillSide(body.querySelector(".base"), row[column.base]);
-    fillSide(body.querySelector(".tuned"), row[column.tuned]);
+    body.querySelectorAll(".side").forEach((cell, index) => fillSide(cell, row[column.sides][index]));
     return body;
   }
 

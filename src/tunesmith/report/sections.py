@@ -1,7 +1,7 @@
 """The parts of the report that are computed from a `RunView`: facts, answers, rows as tokens, data and performance."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.core.rundir import SPLITS
@@ -11,7 +11,7 @@ from tunesmith.report.answers import closest_reference, diff_words
 from tunesmith.report.collect import UNUSED
 from tunesmith.report.machine_chart import utilization
 from tunesmith.report.unit import NONE
-from tunesmith.report.view import AnswerPair, Answers, ModelAnswer, RunView
+from tunesmith.report.view import AnswerRow, Answers, ModelAnswer, RunView
 from tunesmith.report.wording import visible, visible_token
 
 MAX_EMBEDDED_ROWS = 2_000
@@ -42,6 +42,12 @@ _FILTERS = {
     "wrong": ("Both wrong", ""),
     "even": ("", "Equal score"),
 }
+_FILTERS_OF_SEVERAL = {
+    "mixed": ("Not all right", "Different scores"),
+    "right": ("All right", ""),
+    "wrong": ("All wrong", ""),
+    "even": ("", "Equal scores"),
+}
 
 
 def facts(view: RunView) -> list[tuple[str, str]]:
@@ -65,19 +71,27 @@ def facts(view: RunView) -> list[tuple[str, str]]:
     return [(name, str(text)) for name, text in rows if text]
 
 
-def answer_problems(health: Health) -> list[tuple[str, list[tuple[str, str]], bool]]:
-    """Return (problem, [(count, percentage) of base and tuned], whether tuned has it more often)."""
+def pair_problems(health: Health) -> list[tuple[str, list[tuple[str, str]], bool]]:
+    """Return the problems of the answers of base and tuned, as `answer_problems` does."""
+    return answer_problems([health.get(subject, {}) for subject in ("base", "tuned")])
+
+
+def answer_problems(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]], bool]]:
+    """Return (problem, [(count, percentage) of each model], whether the last model has it more often than the first).
+
+    Args:
+        models: the counts of each model (`Verdict.health`).
+    """
     rows = []
     for key, name in _PROBLEMS.items():
         cells, rates = [], []
-        for subject in ("base", "tuned"):
-            counts = health.get(subject, {})
+        for counts in models:
             total, number = counts.get("rows"), counts.get(key)
             if key == "unstopped" and total is not None and counts.get("stopped") is not None:
                 number = total - counts["stopped"]
             cells.append((wording.count(number), wording.percent(number, total)))
             rates.append(number / total if number is not None and total else 0.0)
-        rows.append((name, cells, rates[1] > rates[0]))
+        rows.append((name, cells, rates[-1] > rates[0]))
     return rows
 
 
@@ -87,12 +101,14 @@ def answer_filters(answers: Answers) -> list[tuple[str, str, int]]:
     graded = outcomes["even"] > 0 or not (outcomes["right"] or outcomes["wrong"])
     filters = [("all", "All", len(answers.rows))]
     if outcomes["unknown"] < len(answers.rows):
-        filters += [(key, names[graded], outcomes[key]) for key, names in _FILTERS.items() if names[graded]]
-    filters.append(("changed", "Changed", sum(row.changed for row in answers.rows)))
+        labels = _FILTERS_OF_SEVERAL if len(answers.models) > 2 else _FILTERS
+        filters += [(key, names[graded], outcomes[key]) for key, names in labels.items() if names[graded]]
+    changed = "Different answers" if len(answers.models) > 2 else "Changed"
+    filters.append(("changed", changed, sum(row.changed for row in answers.rows)))
     return filters
 
 
-def select_embedded(answers: Answers) -> list[AnswerPair]:
+def select_embedded(answers: Answers) -> list[AnswerRow]:
     """Return the rows that the file holds, up to the limits: first those that got better or worse, then the others."""
     changed_first = sorted(range(len(answers.rows)), key=lambda index: answers.rows[index].gain in (None, 0.0))
     chosen, characters_left = [], MAX_EMBEDDED_CHARACTERS
@@ -101,7 +117,7 @@ def select_embedded(answers: Answers) -> list[AnswerPair]:
         texts = [
             row.prompt,
             row.reference or "",
-            *(text for side in (row.base, row.tuned) if side for text in (side.text, *side.more)),
+            *(text for side in row.sides if side for text in (side.text, *side.more)),
         ]
         characters_left -= sum(min(len(text), MAX_TEXT_CHARACTERS) for text in texts)
         if characters_left < 0:
@@ -113,7 +129,7 @@ def select_embedded(answers: Answers) -> list[AnswerPair]:
 def answer_payload(answers: Answers) -> dict[str, Any]:
     """Return the embedded rows, each a list in the order of `fields`, with visible texts and marked differences."""
     rows = select_embedded(answers)
-    sides = [side for row in rows for side in (row.base, row.tuned) if side]
+    sides = [side for row in rows for side in row.sides if side]
     names = sorted({name for side in sides for name in side.scores}, key=lambda name: (name != answers.metric, name))
     names = names[:MAX_SCORES]
     binary = {name for name in names if all(side.scores.get(name, 0.0) in (0.0, 1.0) for side in sides)}
@@ -130,12 +146,13 @@ def answer_payload(answers: Answers) -> dict[str, Any]:
     for row in rows:
         reference = None if row.reference is None else _clip(row.reference)
         references = [_clip(text) for text in row.references]
-        base, tuned = side_of(row.base, references), side_of(row.tuned, references)
+        marked = [side_of(side, references) for side in row.sides]
         gain = None if row.gain is None else round(row.gain, 6)
         prompt = _clip(row.prompt.strip("\n"))
-        entries.append([row.number, prompt, reference, row.outcome, int(row.changed), gain, base, tuned])
+        entries.append([row.number, prompt, reference, row.outcome, int(row.changed), gain, marked])
     return {
-        "fields": ["number", "prompt", "reference", "outcome", "changed", "gain", "base", "tuned"],
+        "fields": ["number", "prompt", "reference", "outcome", "changed", "gain", "sides"],
+        "models": list(answers.models),
         "scores": [wording.metric_label(name) for name in names],
         "badges": {key: name for key, name, _ in answer_filters(answers)},
         "has_reference": any(row.reference is not None for row in rows),

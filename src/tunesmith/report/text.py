@@ -7,7 +7,7 @@ from tunesmith.core.verdict import Comparison, Health, Verdict
 from tunesmith.report import sections, wording
 from tunesmith.report.collect import collect
 from tunesmith.report.unit import NONE, unit_of
-from tunesmith.report.view import AnswerPair, ModelAnswer
+from tunesmith.report.view import AnswerRow, ModelAnswer
 from tunesmith.report.wording import visible
 
 _OUTCOMES = {"fixed": "better", "broken": "worse", "right": "both right", "wrong": "both wrong", "even": "equal"}
@@ -69,7 +69,7 @@ def _group_lines(verdict: Verdict) -> list[str]:
 def _problem_lines(health: Health) -> list[str]:
     """Return the problems of answers that occurred: scores mean little if answers were cut off."""
     lines: dict[tuple[str, ...], str] = {}
-    for name, cells, _ in sections.answer_problems(health):
+    for name, cells, _ in sections.pair_problems(health):
         (base, of_base), (tuned, of_tuned) = cells
         if {base, tuned} - {"0", NONE}:
             lines.setdefault((base, tuned), f"{name}: base {base} ({of_base}), tuned {tuned} ({of_tuned})")
@@ -83,14 +83,14 @@ def table(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in aligned]
 
 
-def _answer_text(answer: AnswerPair) -> str:
+def _answer_text(answer: AnswerRow) -> str:
     outcome = _OUTCOMES.get(answer.outcome, "")
     parts = [f"row {answer.number}{f'  ({outcome})' if outcome else ''}"]
     parts.append(prompt_field(answer.prompt))
     if answer.reference is not None:
         parts.append(answer_field("reference", answer.reference))
     parts += [
-        answer_field(name, prediction_text(side)) for name, side in (("base", answer.base), ("tuned", answer.tuned))
+        answer_field(name, prediction_text(side)) for name, side in zip(("base", "tuned"), answer.sides, strict=True)
     ]
     return "\n".join(parts)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tunesmith.core.verdict import Verdict
 
 StageState = Literal["done", "unfinished", "missing", "not requested"]
-Outcome = Literal["fixed", "broken", "right", "wrong", "even", "unknown"]
+Outcome = Literal["fixed", "broken", "mixed", "right", "wrong", "even", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,20 @@ class ModelAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerPair:
-    """A test row with the answers of both models.
+class AnswerRow:
+    """A test row with the answers of all models.
 
-    `prompt` leaves out the lines that all prompts share. `references` is empty if the row has none.
+    Attributes:
+        prompt: the prompt without the lines that all prompts share.
+        references: empty if the row has none.
+        sides: the answer of each model; None if it was not asked.
+        gain: of two models, the gain of the second; of more, the difference between the best and the worst score.
     """
 
     number: int
     prompt: str
     references: tuple[str, ...]
-    base: ModelAnswer | None
-    tuned: ModelAnswer | None
+    sides: tuple[ModelAnswer | None, ...]
     outcome: Outcome
     gain: float | None
 
@@ -83,8 +86,8 @@ class AnswerPair:
 
     @property
     def changed(self) -> bool:
-        """Whether the answers of base and tuned differ."""
-        return self.base is not None and self.tuned is not None and _texts(self.base) != _texts(self.tuned)
+        """Whether all models answered, and not all alike."""
+        return None not in self.sides and len({_texts(side) for side in self.sides if side}) > 1
 
 
 def _texts(answer: ModelAnswer) -> tuple[str, ...]:
@@ -93,12 +96,19 @@ def _texts(answer: ModelAnswer) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All answers. `opening` and `closing` are the first and the last lines of the prompts that all of them share."""
+    """All answers.
 
+    Attributes:
+        models: the names of the models, in the order of the sides of each row.
+        metric: the primary metric.
+        opening, closing: the first and the last lines of the prompts that all of them share.
+    """
+
+    models: tuple[str, ...]
     metric: str | None
     opening: str
     closing: str
-    rows: tuple[AnswerPair, ...]
+    rows: tuple[AnswerRow, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def duration(seconds: float | None) -> str:
 
 def confidence(comparison: Comparison) -> str:
     """Return the confidence of an interval: 95 %."""
-    return f"{100 * comparison.confidence:g} %"
+    return f"{100 * comparison.confidence:.4g} %"
 
 
 def verdict_sentence(verdict: Verdict) -> str:

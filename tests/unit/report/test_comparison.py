@@ -1,5 +1,6 @@
 """The comparison of several models as text: scores, verdicts of all pairs, and rows with different answers first."""
 
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.core.records import Example, Turn
@@ -16,8 +17,8 @@ def comparison(first: float, second: float, low: float, high: float) -> Verdict:
 def model(name: str, answers: list[str | None]) -> ComparedModel:
     lines: list[dict[str, Any]] = [
         {
-            "prompt": f"q{i}", "prediction": text or "", "error": None if text is not None else "no room",
-            "stopped": text != "no",
+            "row": i + 1, "reference": f"a{i}", "prompt": f"q{i}", "prediction": text or "",
+            "error": None if text is not None else "no room", "stopped": text != "no",
         }
         for i, text in enumerate(answers)
     ]  # fmt: skip
@@ -72,3 +73,12 @@ def test_the_json_names_the_models_of_each_pair() -> None:
     ]
     assert value["answers"][0]["predictions"] == {"one": "no", "two": "a1", "three": None}
     assert value["correction"] == "Bonferroni over 3 pairs"
+
+
+def test_a_reason_of_some_pairs_names_them() -> None:
+    first, second, third = RESULT.pairs
+    pairs = tuple(
+        replace(pair, verdict=replace(pair.verdict, reasons=("common", *own)))
+        for pair, own in ((first, ("no tokens",)), (second, ()), (third, ("no tokens",)))
+    )
+    assert replace(RESULT, pairs=pairs).reasons()[1:] == ["common", "two against one, three against two: no tokens"]

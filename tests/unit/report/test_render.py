@@ -209,7 +209,7 @@ def test_rows_of_a_text_task_have_no_reference(tmp_path: Path) -> None:
     page = page_of(run)
     assert not page.payload["has_reference"]
     assert [row[3] for row in page.payload["rows"]] == ["fixed"] * 3
-    assert page.payload["rows"][0][7][1] == ["7.39"]
+    assert page.payload["rows"][0][6][1][1] == ["7.39"]
 
 
 def with_samples(run: RunDir) -> RunDir:
@@ -240,7 +240,7 @@ def test_report_shows_each_row_once_with_all_samples_and_pass_at_k(tmp_path: Pat
     assert answers is not None
     assert len(answers.rows) == 30
     for row in answers.rows:
-        for side in (row.base, row.tuned):
+        for side in row.sides:
             assert side is not None
             assert len(side.more) == 2
             assert list(side.scores) == ["execution"]
@@ -249,6 +249,6 @@ def test_report_shows_each_row_once_with_all_samples_and_pass_at_k(tmp_path: Pat
     page = page_of(run)
     assert "execution accuracy, pass@3" in page.words
     assert plain(page.words).count("2 more samples") == 2 * 20
-    assert [len(row[6][3]) for row in page.payload["rows"]] == [2] * 30
+    assert [len(row[6][0][3]) for row in page.payload["rows"]] == [2] * 30
     assert "(sample 1 of 3)" in side_by_side(run, 2)
     assert "execution accuracy, pass@3" in side_by_side(run, 2)
