@@ -97,7 +97,7 @@ def _expand(name: str, folder: Path) -> list[tuple[Path, str]]:
     The order is that of the paths.
     """
     if is_remote(name):
-        return fetch(name)
+        return fetch(name, choose_shards)
     path = resolve_path(name, folder)
     with contextlib.suppress(OSError, ValueError):
         if name and path.is_dir():
@@ -109,19 +109,34 @@ def _expand(name: str, folder: Path) -> list[tuple[Path, str]]:
 
 def _folder_files(name: str, path: Path) -> list[tuple[Path, str]]:
     """Return the files of supported formats below a folder, without hidden ones."""
-    files = [file for file in visible_files(path) if file_format(file)]
+    names = choose_shards([file.relative_to(path).as_posix() for file in visible_files(path)], name)
     label = source_label(name.rstrip("/")) or "."
-    if not files:
-        others = shorten(", ".join(file.name for file in visible_files(path, "*"))) or "nothing"
+    return [(path / file_name, f"{label}/{file_name}") for file_name in names]
+
+
+def choose_shards(names: Sequence[str], folder: str) -> list[str]:
+    """Return which files of a folder are read: those of supported formats, without hidden ones.
+
+    Args:
+        names: the paths of its files in the folder.
+        folder: the folder's name for errors.
+
+    Raises:
+        DataError: there is no such file, or they are of several splits.
+    """
+    visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    chosen = [name for name in visible if file_format(Path(name))]
+    if not chosen:
+        others = shorten(", ".join(sorted({name.split("/")[0] for name in visible}))) or "nothing"
         hint = f"it contains {others}; {_SUPPORTED}"
-        raise DataError("has no file of a supported format", where=name, hint=hint, code="not-found")
-    names = [file.relative_to(path).as_posix() for file in files]
-    splits = {split.lower(): split_name for split_name in names for split in _SPLIT.findall(split_name)}
+        raise DataError("has no file of a supported format", where=folder, hint=hint, code="not-found")
+    splits = {split.lower(): name for name in chosen for split in _SPLIT.findall(name)}
     if len(splits) > 1:
         listed = ", ".join(sorted(splits.values()))
-        hint = f"name the files of one split, such as `{name.rstrip('/')}/train*`, or write `hub: {name}`"
-        raise DataError(f"has files of several splits ({shorten(listed)})", where=name, hint=hint, code="wrong-path")
-    return [(file, f"{label}/{file_name}") for file, file_name in zip(files, names, strict=True)]
+        hint = f"name the files of one split, such as `{folder.rstrip('/')}/train*`"
+        hint += "" if is_remote(folder) else f", or write `hub: {folder}`"
+        raise DataError(f"has files of several splits ({shorten(listed)})", where=folder, hint=hint, code="wrong-path")
+    return chosen
 
 
 def _pattern_files(name: str, folder: Path) -> list[tuple[Path, str]]:

@@ -1,14 +1,16 @@
 """Fetch the remote files of a source into the cache, once per version, so that they are read like local ones.
 
+An address is a file, a pattern, or a folder of shards; on the web, a file only.
+
 `http://` and `https://` need no package. All other protocols (`s3://`, `gs://`, ...) are those of fsspec, whose back
 ends are extras. If a place cannot be reached, the version that was fetched last is used.
 """
 
 import http.client
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
@@ -34,6 +36,14 @@ Opened = tuple[dict[str, str], Iterator[bytes]]
 """The version of a file, empty if its server gives none, and its content."""
 
 
+Choose = Callable[[Sequence[str], str], list[str]]
+"""Returns which files of a folder are read, from their paths in the folder and the folder's label."""
+
+
+class _IsFolder(Exception):
+    """An address is a folder and not a file."""
+
+
 class _Unreachable(Exception):
     """The place of a file does not answer, or breaks off."""
 
@@ -45,28 +55,55 @@ def is_remote(name: str) -> bool:
 
 def remote_label(address: str) -> str:
     """Return an address without its user, password and query, which may hold secrets."""
+    scheme, place, path = _split(address)
+    return f"{scheme}://{place.rpartition('@')[2]}{path}"
+
+
+def _split(address: str) -> tuple[str, str, str]:
+    """Return the scheme, the place and the path. In object stores, `?` and `#` are characters of a path."""
+    scheme, _, rest = address.partition("://")
+    if scheme.lower() in _EXTRAS:
+        place, slash, path = rest.partition("/")
+        return scheme, place, slash + path
     parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return parts.scheme, parts.netloc, parts.path
 
 
-def fetch(address: str) -> list[tuple[Path, str]]:
-    """Return the path in the cache and the label of a remote file, or of each file that a pattern matches.
+def fetch(address: str, choose: Choose) -> list[tuple[Path, str]]:
+    """Return the path in the cache and the label of a remote file, or of each file of a pattern or a folder.
 
     Raises:
         DataError: there is no such file, it may not be read, or its place cannot be reached and no copy is cached.
         RecipeError: the protocol is unknown, or its package is not installed.
     """
-    is_pattern = not address.lower().startswith(("http://", "https://")) and re.search(r"[*?\[]", address)
-    addresses = _matches(address) if is_pattern else [address]
+    is_pattern = not _is_web(address) and re.search(r"[*?\[]", address)
+    try:
+        if not is_pattern and not _listing(address).exists():
+            return [(_fetch_file(address), remote_label(address))]
+    except _IsFolder:
+        if _is_web(address):
+            label = remote_label(address)
+            raise DataError(
+                "is a folder, not a file",
+                where=label,
+                hint="name its files; a web server does not list them",
+                code="wrong-path",
+            ) from None
+    addresses = _matches(address) if is_pattern else _folder_files(address, choose)
     return [(_fetch_file(each), remote_label(each)) for each in addresses]
+
+
+def _is_web(address: str) -> bool:
+    return address.lower().startswith(("http://", "https://"))
 
 
 def _fetch_file(address: str) -> Path:
     place = _cache_folder(address)
     latest, label = place / "latest.json", remote_label(address)
-    name = unquote(PurePosixPath(urlsplit(address).path).name)
+    name = _split(address)[2].rpartition("/")[2]
     if not name:
-        raise _folder_error(label)
+        raise _IsFolder
+    name = unquote(name) if _is_web(address) else name
     try:
         with _open(address) as (version, content):
             folder = place / (digest_of(version)[:16] if version else "unknown")
@@ -87,18 +124,42 @@ def _fetch_file(address: str) -> Path:
 
 def _matches(pattern: str) -> list[str]:
     """Return the addresses that match a pattern, in order; the last known ones if the place cannot be reached."""
-    listing = _cache_folder(pattern) / "matches.json"
-    label = remote_label(pattern)
-    try:
-        with _file_system(pattern) as (system, path):
-            found = sorted(system.unstrip_protocol(match) for match in system.glob(path))
-    except _Unreachable as error:
-        return list(_cached(listing, label, error)["addresses"])
+    found = _list_files(pattern, lambda system, path: map(system.unstrip_protocol, system.glob(path)))
     if not found:
-        raise DataError("no file matches the pattern", where=label, code="not-found")
-    listing.parent.mkdir(parents=True, exist_ok=True)
-    write_json(listing, {"addresses": found})
+        raise DataError("no file matches the pattern", where=remote_label(pattern), code="not-found")
     return found
+
+
+def _folder_files(folder: str, choose: Choose) -> list[str]:
+    """Return the addresses of the files of a folder that are read, in order; the last known ones without connection."""
+    root = folder.rstrip("/") + "/"
+
+    def find(system: Any, path: str) -> Iterator[str]:
+        return (root + found.removeprefix(path.rstrip("/") + "/") for found in system.find(path))
+
+    names = [address.removeprefix(root) for address in _list_files(folder, find)]
+    return [root + name for name in choose(names, remote_label(folder))]
+
+
+def _list_files(address: str, find: Callable[[Any, str], Iterable[str]]) -> list[str]:
+    """Return the addresses that `find` returns, in order, and record them; the recorded ones without connection."""
+    listing = _listing(address)
+    try:
+        with _file_system(address) as (system, path):
+            found = sorted(find(system, path))
+    except _Unreachable as error:
+        return list(_cached(listing, remote_label(address), error)["addresses"])
+    if found:
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listing, {"addresses": found})
+    else:
+        listing.unlink(missing_ok=True)
+    return found
+
+
+def _listing(address: str) -> Path:
+    """Return the record of the files of a pattern or a folder."""
+    return _cache_folder(address) / "matches.json"
 
 
 def _cached(record: Path, label: str, error: _Unreachable) -> dict[str, Any]:
@@ -117,14 +178,14 @@ def _cache_folder(address: str) -> Path:
 @contextmanager
 def _open(address: str) -> Iterator[Opened]:
     """Yield the version and the content of a remote file; the content is not read unless it is iterated."""
-    if address.lower().startswith(("http://", "https://")):
+    if _is_web(address):
         with _open_http(address) as opened:
             yield opened
         return
     with _file_system(address) as (system, path):
         info = system.info(path)
         if info.get("type") == "directory":
-            raise _folder_error(remote_label(address))
+            raise _IsFolder
         with system.open(path, "rb") as file:
             yield _version(info), _chunks(file, info.get("size"))
 
@@ -167,7 +228,7 @@ def _file_system(address: str) -> Iterator[tuple[Any, str]]:
     try:
         system.invalidate_cache()
         yield system, path
-    except TunesmithError:
+    except (TunesmithError, _IsFolder):
         raise
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=label, code="not-found") from error
@@ -176,13 +237,6 @@ def _file_system(address: str) -> Iterator[tuple[Any, str]]:
         raise DataError(f"may not be read ({error})", where=label, hint=hint, code="unreadable") from error
     except Exception as error:  # the back ends of fsspec have no common base
         raise _Unreachable(str(error) or type(error).__name__) from error
-
-
-def _folder_error(label: str) -> DataError:
-    hint = f"name its files, or a pattern such as {label.rstrip('/')}/*.jsonl"
-    if label.lower().startswith(("http://", "https://")):
-        hint = "name its files; a web server does not list them"
-    return DataError("is a folder, not a file", where=label, hint=hint, code="wrong-path")
 
 
 def _version(info: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tunesmith.core.files import digest_file, digest_of
 from tunesmith.core.rundir import HELD_OUT
 from tunesmith.core.suggest import closest
 from tunesmith.data.find_files import (
+    choose_shards,
     describe_matches,
     file_names,
     resolve_files,
@@ -220,7 +221,7 @@ def cache_datasets(sources: Sources, *, folder: Path) -> None:
             cache_dataset(source, folder=folder)
         elif isinstance(source, FileSource):
             for name in filter(is_remote, file_names(source)):
-                fetch(name)
+                fetch(name, choose_shards)
 
 
 def _identity(source: Source, folder: Path, pinned_commit: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tests.unit.data.conftest import files
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.jsonl import json_line
+from tunesmith.data.find_files import choose_shards
 from tunesmith.data.remote_files import fetch, remote_label
 from tunesmith.data.sources import cache_datasets, digest_sources, matched_files, read_rows, sources_available
 
@@ -73,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[tuple[ThreadingHTTPServer, str, Path]]:
 def test_http_file_is_fetched_once_per_version(server: tuple[Any, str, Path], cache: Path) -> None:
     _, address, file = server
     source = files(f"{address}/rows.jsonl?token=secret")
-    [(path, label)] = fetch(str(source.file))
+    [(path, label)] = fetch(str(source.file), choose_shards)
     assert label == f"{address}/rows.jsonl"
     fetched = path.stat()
     assert [row.where for row in read_rows(source, folder=Path())] == [f"{label}:1"]
@@ -151,10 +152,39 @@ def test_fsspec_files_and_patterns() -> None:
     for name, code in (("none.jsonl", "not-found"), ("*.tsv", "not-found")):
         with raises(DataError, code, where=f"memory://bucket/{name}"):
             texts(f"memory://bucket/{name}")
-    system.pipe("/bucket/d/e.jsonl", FIRST)
-    for folder in ("memory://bucket", "memory://bucket/d"):
-        with raises(DataError, "wrong-path", f"{folder}/*.jsonl", where=folder):
-            texts(folder)
+
+
+def test_fsspec_folder_is_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe(
+        {"/shards/b.jsonl": SECOND, "/shards/in/a.jsonl": FIRST, "/shards/_SUCCESS": b"", "/shards/.x.csv": b""}
+    )
+    for address in ("memory://shards", "memory://shards/"):
+        assert texts(address) == ["two", "three", "one"]
+        [text] = matched_files(files(address), folder=Path())
+        assert "2 files" in text
+    system.pipe("/shards/c.jsonl", FIRST)
+    assert texts("memory://shards") == ["two", "three", "one", "one"]
+    with monkeypatch.context() as offline:
+        offline.setattr(type(system), "find", _unreachable)
+        offline.setattr(type(system), "info", _unreachable)
+        assert texts("memory://shards") == ["two", "three", "one", "one"]
+    system.pipe({"/shards/train.jsonl": FIRST, "/shards/test.jsonl": FIRST})
+    with raises(DataError, "wrong-path", "train.jsonl", where="memory://shards"):
+        texts("memory://shards")
+    system.pipe({"/other/x.pkl": FIRST})
+    with raises(DataError, "not-found", "x.pkl", where="memory://other"):
+        texts("memory://other")
+
+
+def _unreachable(*_: Any, **__: Any) -> None:
+    raise OSError("no connection")
+
+
+def test_characters_of_a_query_belong_to_the_names_of_an_object_store() -> None:
+    assert remote_label("s3://bucket/a?b#1.jsonl") == "s3://bucket/a?b#1.jsonl"
+    assert remote_label("gs://user:password@bucket/a%20b.jsonl") == "gs://bucket/a%20b.jsonl"
+    assert remote_label("https://user:password@host/a.jsonl?token=secret#1") == "https://host/a.jsonl"
 
 
 @pytest.mark.parametrize(
