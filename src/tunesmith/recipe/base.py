@@ -1,9 +1,10 @@
 """The base class of the recipe's sections, and types that several sections use."""
 
 from collections.abc import Callable
+from datetime import date
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from tunesmith.core.errors import RecipeError
@@ -26,6 +27,17 @@ NonEmptyStrings = Annotated[tuple[str, ...], Field(min_length=1)]
 def setting_error(code: str, message: str) -> PydanticCustomError:
     """Return the error to raise in a validator: pydantic collects it, and `load_recipe` keeps its code."""
     return PydanticCustomError(code, message)
+
+
+def _read_date(value: object) -> object:
+    """Return a date as YAML and JSON write it; pydantic would also read seconds since 1970."""
+    try:
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise setting_error("wrong-value", f"must be a date, such as 2026-05-01 (found {value!r})") from None
+
+
+Date = Annotated[date, Strict(), BeforeValidator(_read_date)]
 
 
 def message_and_code(error: RecipeError) -> tuple[str, str]:

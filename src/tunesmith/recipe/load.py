@@ -34,6 +34,7 @@ _MESSAGES = {
     **dict.fromkeys(("int_from_float", "int_parsing", "int_type"), "must be a whole number"),
     **dict.fromkeys(("model_attributes_type", "model_type"), "must be a section of keys"),
     **dict.fromkeys(("string_too_short", "too_short"), "must not be empty"),
+    "date_type": "must be a date, such as 2026-05-01",
     "finite_number": "must be a finite number",
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",

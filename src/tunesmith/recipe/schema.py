@@ -4,12 +4,11 @@ Key names contain their units. `tuning`, `data` and `launch` are unions, discrim
 `data.source` is one discriminated by its key, so that keys without meaning for the chosen kind are errors.
 """
 
-from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from tunesmith.recipe.base import Fraction, NonEmptyStrings, Section, checked_by, setting_error
+from tunesmith.recipe.base import Date, Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.general_set import GENERAL, complete_general_sets
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
@@ -160,7 +159,7 @@ class ChatData(AnswerData):
         description="Variables of the chat template, such as `{enable_thinking: false}`, in training, evaluation, "
         "`generate` and `chat` alike.",
     )
-    template_date: date | None = Field(
+    template_date: Date | None = Field(
         None,
         description="The date that a chat template writes as today's, such as 2026-05-01, in training, evaluation, "
         "`generate` and `chat` alike; default the current date.",

@@ -43,6 +43,8 @@ from tunesmith.recipe.validation import find_remarks
         ("task: chat", "task: chat\n  roles: {agent: assistant}", "data", "no-effect", "`roles`"),
         ("task: chat", "task: chat\n  template_arguments: {tools: []}", "data.template_arguments", "contradiction",
          "`tools`"),
+        ("task: chat", "task: chat\n  template_date: today", "data.template_date", "wrong-value", "2026-05-01"),
+        ("task: chat", "task: chat\n  template_date: 86400", "data.template_date", "wrong-value", "2026-05-01"),
         ("task: chat", "task: chat\n  too_long: split", "data.too_long", "contradiction", "`task: text`"),
         ("file: rows.csv", "file: rows.csv, loss_weight: 2", "data.source", "no-effect", "`loss_weight`"),
         ("file: rows.csv", "file: rows.csv, weight: 2", "data.source", "no-effect", "`weight`"),
