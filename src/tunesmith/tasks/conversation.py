@@ -23,7 +23,7 @@ from typing import Any
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.messages import ROLES
-from tunesmith.tasks.reasoning import THOUGHT, length_of_closing
+from tunesmith.tasks.reasoning import OPEN_THOUGHT, THOUGHT, THOUGHT_END, length_of_closing
 from tunesmith.tasks.template_text import TemplateReader, TemplateText, own_texts, shape_of
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 
@@ -48,7 +48,9 @@ class ConversationRenderer:
         self._masks_thoughts = masks_thoughts
         self._reader = TemplateReader(tokenizer, arguments)
         self.stop_id = self._reader.stop_id
-        self.plain_answer_prefix = self._reader.plain_answer_prefix
+        # DeepSeek-R1's template begins answers with <think> in generation, and drops the thoughts of finished ones.
+        self._drops_opened_thought = self._reader.opens_thought and not self._reader.plain_answer.starts_generation
+        self.plain_answer_prefix = THOUGHT_END if self._drops_opened_thought else self._reader.plain_answer.text
         # Answers may contain markup such as <think>, which the model has to learn to write.
         self._answer_control_ids = tokenizer.markup_ids - {self.stop_id, tokenizer.eos_id}
 
@@ -64,6 +66,10 @@ class ConversationRenderer:
         Raises:
             RowProblem: the template refuses the conversation, or does not render it unchanged.
         """
+        if self._drops_opened_thought and not generation and turns[-1].trained:
+            prompt = self.spans(turns[:-1], tools, generation=True)
+            if OPEN_THOUGHT.search(_text(prompt)):
+                return self._continue_thought(turns, prompt)
         try:
             return self._spans(turns, tools, generation=generation)
         except RowProblem as problem:
@@ -81,6 +87,28 @@ class ConversationRenderer:
             if any(turn.trained for turn in turns[:-1]):
                 raise RowProblem(problem.reason, code=problem.code, hint="set data.train_on: last") from problem
             return [*prompt[:-1], [*prompt[-1][:2], *answer[2:]], end]
+
+    def _continue_thought(self, turns: Sequence[Turn], prompt: Sequence[list[Span]]) -> list[list[Span]]:
+        """Return the spans of a conversation whose last answer goes on inside the thought that its prompt has opened.
+
+        An answer without a thought ends it at once.
+        """
+        *earlier, answer = turns
+        if any(turn.trained for turn in earlier):
+            reason = "the chat template drops the thoughts of earlier answers"
+            raise RowProblem(reason, code="template-rewrites", hint="set data.train_on: last")
+        if "tool_calls" in answer.keys or "</think>" in answer.text:
+            reason = "the chat template begins the answer with a thought, and the row's answer has another beginning"
+            hint = "set data.reasoning, so that the thought in the content is found" * ("</think>" in answer.text)
+            raise RowProblem(reason, code="template-differs", hint=hint)
+        control_ids, own_ids = self._tokenizer.control_ids, self._answer_control_ids
+        before = [Span(THOUGHT_END, control_ids, starts_generation=True)]
+        if thought := answer.keys.get(THOUGHT):
+            line = Span("" if _text(prompt).endswith("\n") else "\n", control_ids, starts_generation=True)
+            closing = self._split_closing(Span(THOUGHT_END, control_ids), starts_generation=self._masks_thoughts)
+            before = [line, Span(thought, own_ids), *closing]
+        answer_spans = [*prompt[-1][:2], *before, Span(answer.text.strip(), own_ids)]
+        return [*prompt[:-1], answer_spans, self._reader.end_of_answer]
 
     def _spans(self, turns: Sequence[Turn], tools: str, *, generation: bool) -> list[list[Span]]:
         must_match = [turn.role != "assistant" or (turn.trained and not generation) for turn in turns]

@@ -15,6 +15,8 @@ THOUGHT_BEGIN, THOUGHT_END = "<think>\n", "\n</think>\n\n"
 
 # Answers that were collected from a model whose prompt ends with <think> begin inside the thought.
 _IN_CONTENT = re.compile(r"\s*(?:<think>)?(.*?)</think>\n*(.*)", re.DOTALL)
+OPEN_THOUGHT = re.compile(r"<think>\s*$")
+"""The end of a prompt in which a thought begins."""
 _CLOSING = re.compile(r"\s*</think>\s*")
 
 

@@ -17,7 +17,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.records import Turn
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.chat_template import DATE_FUNCTION
-from tunesmith.tasks.reasoning import THOUGHT, THOUGHT_BEGIN, THOUGHT_END
+from tunesmith.tasks.reasoning import OPEN_THOUGHT, THOUGHT, THOUGHT_BEGIN, THOUGHT_END
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
 from tunesmith.tasks.tool_calls import map_strings
 
@@ -84,10 +84,23 @@ class TemplateReader:
         self._literals.cache_clear()
         self.template_texts.cache_clear()
 
-    @cached_property
-    def plain_answer_prefix(self) -> str:
+    @property
+    def plain_answer(self) -> Span:
         """The template's text at the start of an answer without a tool call."""
-        return self.template_texts((USER, ASSISTANT), "", False)[1].answer_prefix.text
+        return self.template_texts((USER, ASSISTANT), "", False)[1].answer_prefix
+
+    @property
+    def end_of_answer(self) -> list[Span]:
+        """The template's text after an answer without a tool call, at the end of a conversation."""
+        return list(self.template_texts((USER, ASSISTANT), "", False)[-1][:3])
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the prompt of an answer ends with the beginning of a thought."""
+        try:
+            return bool(OPEN_THOUGHT.search(self._literals((USER,), "", True)[-1].before))
+        except RowProblem:
+            return False
 
     def render(self, messages: list[dict[str, Any]], tools: str, generation: bool, *, today: date | None = None) -> str:
         """Return messages as `apply_chat_template` renders them; raise RowProblem if the template refuses them."""

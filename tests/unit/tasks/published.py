@@ -103,6 +103,8 @@ class Published:
         whole = self.own_text(messages, tools, **arguments)
         if not whole.startswith(prompt) and messages[0]["role"] == "system":  # Mistral's lacks the system turn now
             return self.own_answer(messages[1:], tools, **arguments)
+        if not whole.startswith(prompt) and prompt.endswith("<think>\n"):  # DeepSeek-R1's drops the thought
+            return f"\n</think>\n\n{messages[-1]['content']}{self.specials[-1]}"
         assert whole.startswith(prompt)
         return whole[len(prompt) :]
 
@@ -116,6 +118,7 @@ class Published:
         return prompt + answer
 
 
+_BAR, _BLOCK = "\uff5c", "\u2581"  # of DeepSeek's control tokens
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PUBLISHED_TEMPLATES = {
@@ -151,6 +154,11 @@ PUBLISHED_TEMPLATES = {
         Published(
             "granite4", ("<|pad|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"), markups=_TAGS[2:],
             calls=3, text_with_calls=True,
+        ),
+        Published(
+            "deepseek_r1_distill", (f"<{_BAR}begin{_BLOCK}of{_BLOCK}sentence{_BAR}>", f"<{_BAR}User{_BAR}>",
+            f"<{_BAR}Assistant{_BAR}>", f"<{_BAR}end{_BLOCK}of{_BLOCK}sentence{_BAR}>"), markups=_TAGS[:2],
+            every_answer=False, extends_prompt=False,
         ),
         # After a system turn, the template ends the last result in generation only.
         Published("bielik3", _CHATML, markups=_TAGS[2:], calls=2, has_system=False, extends_prompt=False),

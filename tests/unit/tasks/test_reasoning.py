@@ -104,6 +104,43 @@ def test_a_thought_before_a_call_is_masked_up_to_the_call() -> None:
         assert task.reference(task.parse({"m": messages[:2]})) == call
 
 
+@pytest.mark.parametrize(
+    ("how", "masked", "trained"),
+    [
+        ("keep", "", "hm\n</think>\n\nb"),
+        ("mask", "hm\n</think>\n\n", "b"),
+        ("strip", "", "\n</think>\n\nb"),
+    ],
+)
+def test_answers_continue_a_thought_that_the_prompt_opens_and_the_template_drops(
+    how: str, masked: str, trained: str
+) -> None:
+    template = PUBLISHED_TEMPLATES["deepseek_r1_distill"]
+    task, stop = template.task(reasoning=how, train_on="last"), template.specials[-1]
+    first = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), "xya", strict=True)]
+    prompt = template.own_text(first, None, add_generation_prompt=True)
+    assert prompt.endswith("<think>\n")
+    for answer in ({"content": "<think>\nhm\n</think>\n\nb"}, {"content": "b", "reasoning_content": "hm"}):
+        row = {"m": [*first, {"role": "assistant", **answer}]}
+        ids, before, learned_text = learned(template, task, row)
+        assert (before, learned_text) == (prompt + masked, trained + stop)
+        assert ids[: len(task.encode_prompt(task.parse(row)))] == task.encode_prompt(task.parse(row))
+        assert task.encode_prompt(task.parse(row)) == template.own_ids(first, None, add_generation_prompt=True)
+        assert task.decode_answer(template.tokenizer.encode_trusted(f"hm\n</think>\n\nb{stop}")) == "b"
+        every = template.task(reasoning=how)
+        with row_problem("template-rewrites") as caught:
+            every.render(every.parse(row))
+        assert "data.train_on: last" in caught.value.hint
+
+
+def test_a_second_thought_in_the_content_needs_a_setting() -> None:
+    task = PUBLISHED_TEMPLATES["deepseek_r1_distill"].task()
+    row = {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>hm</think>b"}]}
+    with row_problem("template-differs") as caught:
+        task.render(task.parse(row))
+    assert "data.reasoning" in caught.value.hint
+
+
 @pytest.mark.parametrize("how", ["keep", "mask", "strip"])
 @pytest.mark.parametrize(
     ("answer", "named"),
