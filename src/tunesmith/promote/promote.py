@@ -104,7 +104,7 @@ def _register(
         except TunesmithError as error:
             if error.code != "alias-moved":
                 raise
-            log(f"{error.where} was moved by another process; comparing with its new version")
+            log(f"{error.where}: {error.message}; comparing with its new version")
         else:
             return version, before, gain
 

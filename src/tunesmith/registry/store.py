@@ -245,7 +245,7 @@ class Registry:
 
 
 def _unexpected_target_error(catalog: Catalog, name: str, alias: str, expected: int | None) -> TunesmithError:
-    moves = catalog.moves(name, alias)
+    moves = [move for move in catalog.moves(name, alias) if move.kind != "refusal"]
     actual = f"version {moves[-1].after} (moved by {moves[-1].user}, {moves[-1].time})" if moves else "no alias"
     wanted = "no alias" if expected is None else f"version {expected}"
     message = f"expected {wanted}, found {actual}; nothing was moved"

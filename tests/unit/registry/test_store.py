@@ -1,10 +1,12 @@
 """The registry: versions are append-only, aliases move by compare-and-swap, and shared files survive a deletion."""
 
 import os
+import pwd
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -196,6 +198,20 @@ def test_a_refusal_is_logged_for_the_version_that_the_alias_points_at(registry: 
         ("move", None, 1), ("refusal", 1, 1),
     ]  # fmt: skip
     assert registry.alias_target("viggo", "staging") == 1
+
+
+def test_the_error_names_who_moved_the_alias_and_not_who_was_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in "ab":
+        add(registry, content)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="ana"))
+    move(registry, 2)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="ben"))
+    registry.log_refusal("viggo", "staging", 2, verdict=None, reason="not better")
+    with raises(TunesmithError, "alias-moved", "ana") as caught:
+        move(registry, 1, expected=1)
+    assert "ben" not in str(caught.value)
 
 
 @pytest.mark.parametrize("reason", [None, "", " "])
