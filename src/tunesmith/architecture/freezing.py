@@ -7,14 +7,13 @@ matches any characters, or a range of numbers such as `0-11`: `embed_tokens`, `l
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from tunesmith.architecture.shapes import Shapes
-from tunesmith.architecture.weight_headers import EMBEDDINGS, OUTPUTS, tensor_shapes
+from tunesmith.architecture.weight_headers import EMBEDDINGS, OUTPUTS
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.suggest import closest
 
-# Weight files may omit the first part of a path.
+# Where the embedding and the output layer may be.
 _ROOTS = ("model", "transformer")
 _MAX_NAMED = 8
 
@@ -57,14 +56,6 @@ def _module_parts(names: Sequence[str], length: int) -> Iterable[str]:
         for path in paths:
             if len(run := path[start : start + length]) == length:
                 yield ".".join(run)
-
-
-def check_freeze(folder: Path, shapes: Shapes, patterns: Sequence[str]) -> None:
-    """Check patterns against the weights in a model's folder and its architecture, as `require_matches`."""
-    names = [*tensor_shapes(folder), *(f"{name}.weight" for name, _ in shapes.linear())]
-    roots = {root for name in names if (root := name.partition(".")[0]) in _ROOTS} or set(_ROOTS)
-    with_roots = [f"{root}.{name}" for root in roots for name in names if not name.startswith(f"{root}.")]
-    require_matches(patterns, [*names, *with_roots, *(f"{root}.{name}" for root in roots for name in EMBEDDINGS)])
 
 
 def refuse_frozen_tokens(patterns: Sequence[str]) -> None:

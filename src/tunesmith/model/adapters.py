@@ -19,7 +19,7 @@ from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.dtensor import is_dtensor, shard_like
 from tunesmith.model.experts import expert_parameters, require_adaptable, routers
-from tunesmith.model.load import ComputeConfig, load_base, without_adapter
+from tunesmith.model.load import ComputeConfig, build_without_weights, load_base, without_adapter
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.memory import is_out_of_memory
 from tunesmith.model.new_tokens import init_new_rows, resize_embeddings, trainable_token_indices
@@ -69,6 +69,13 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         raise RecipeError(message, where="tuning", code="wrong-target") from error
     use_compute_dtype(adapted)
     return adapted
+
+
+def check_freeze(folder: Path, patterns: Sequence[str]) -> None:
+    """Raise RecipeError if one of these patterns names no module of the model in a folder, or if they name all."""
+    model = build_without_weights(folder)
+    if model is not None:
+        _freeze(model, patterns)
 
 
 def _freeze(model: Any, patterns: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.model.load import build_without_weights
 from tunesmith.recipe.tuning import LoraBase, QloraTuning
 
 
@@ -49,18 +49,11 @@ def routers(model: Any) -> list[str]:
 def check_experts(folder: Path, tuning: LoraBase) -> list[str]:
     """Return the warnings of `require_adaptable` for the model in a folder; none if it has no experts.
 
-    Builds the model without weights.
-
     Raises:
         RecipeError: the experts cannot be adapted with these settings.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            experts = expert_parameters(AutoModelForCausalLM.from_config(config))
-    except (OSError, ValueError, KeyError):  # loading it reports the reason
-        return []
-    return require_adaptable(experts, tuning)
+    model = build_without_weights(folder)
+    return [] if model is None else require_adaptable(expert_parameters(model), tuning)
 
 
 def require_adaptable(experts: list[str], tuning: LoraBase) -> list[str]:

@@ -112,8 +112,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         _refuse_overflow(config, compute)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded, report = kind.from_pretrained(
+        loaded, report = _model_class(config).from_pretrained(
             path,
             dtype=dtype or compute.dtype,
             attn_implementation=_attention(config) if attention == "auto" else attention,
@@ -144,6 +143,20 @@ def load_base(
         detach_from_mmap(loaded)
         return loaded
     return loaded.to(compute.device)
+
+
+def build_without_weights(folder: Path) -> Any | None:
+    """Return the model of a folder on the meta device; None if it cannot be built: loading it reports the reason."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return _model_class(config).from_config(config)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _model_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _refuse_unused_layers(loaded: Any, unused: Collection[str], path: Path) -> None:

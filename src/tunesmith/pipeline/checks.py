@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.architecture import base_model
 from tunesmith.architecture.causality import require_causal
 from tunesmith.architecture.families import shapes_of
-from tunesmith.architecture.freezing import check_freeze, refuse_frozen_tokens
+from tunesmith.architecture.freezing import refuse_frozen_tokens
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.rundir import SPLITS, RunDir
@@ -82,7 +82,9 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         base_model.check_targets(root.path, shapes, recipe.tuning.target)
     if isinstance(recipe.tuning, FullTuning) and recipe.tuning.freeze:
-        check_freeze(root.path, shapes, recipe.tuning.freeze)
+        from tunesmith.model.adapters import check_freeze  # imports torch
+
+        check_freeze(root.path, recipe.tuning.freeze)
     return shapes
 
 

@@ -9,7 +9,6 @@ from tests.support.tiny import save_model
 
 from tunesmith.architecture.families import shapes_of
 from tunesmith.architecture.freezing import (
-    check_freeze,
     frozen_parameters,
     is_frozen,
     require_matches,
@@ -66,9 +65,6 @@ def test_frozen_parameters_are_those_of_torch(folder_of: Callable[[str], Path], 
     embedding = "wte" if kind.startswith("gpt") else "embed_tokens"
     weights = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters(remove_duplicate=False))
     for patterns in ([embedding], [f"{stack}.0"], [f"{stack}.0-1", embedding], [f"{stack}.*.mlp"], []):
-        check_freeze(folder, shapes, patterns)
         tensors = {id(weight): weight.numel() for name, weight in weights.items() if is_frozen(name, patterns)}
         assert frozen_parameters(shapes, patterns) == pytest.approx(sum(tensors.values()), rel=0.02), patterns
         assert trains_embedding(shapes, patterns) is (embedding not in patterns)
-    with raises(RecipeError, "no-module", "decoder.3"):
-        check_freeze(folder, shapes, ["decoder.3"])

@@ -21,6 +21,7 @@ from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.model.adapters import (
     attach_adapter,
+    check_freeze,
     make_trainable,
     open_model,
     restore_weights,
@@ -106,6 +107,32 @@ def test_frozen_modules_are_not_trained_and_stay_as_they_are(opened: Opened, tmp
 def test_freezing_either_name_of_a_tied_weight_freezes_it(opened: Opened) -> None:
     model = make_trainable(opened("gpt2"), FullTuning.model_validate({"method": "full", "freeze": ["lm_head"]}), seed=0)
     assert not any("wte" in name for name, _ in trained_parameters(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "patterns"),
+    [
+        ("llama", ["wte"]),  # the embedding of other architectures
+        ("llama", ["embed_tokens", "layers", "norm", "lm_head"]),  # everything
+        ("mixtral", ["layers.*.block_sparse_moe"]),  # the name in the files
+        ("t5", ["decoder.block.7"]),
+    ],
+)
+def test_patterns_that_training_refuses_are_refused_before(
+    opened: Opened, folder_of: Callable[[str], Path], kind: str, patterns: list[str]
+) -> None:
+    with raises(RecipeError, "no-module"):
+        make_trainable(opened(kind), FullTuning(method="full", freeze=tuple(patterns)), seed=0)
+    with raises(RecipeError, "no-module", where="tuning.freeze"):
+        check_freeze(folder_of(kind), patterns)
+
+
+@pytest.mark.parametrize("pattern", ["embed_tokens", "model.layers.0", "layers.1.mlp", "lm_head", "*norm"])
+def test_patterns_that_training_takes_are_accepted_before(
+    opened: Opened, folder_of: Callable[[str], Path], pattern: str
+) -> None:
+    check_freeze(folder_of("llama"), [pattern])
+    make_trainable(opened("llama"), FullTuning(method="full", freeze=(pattern,)), seed=0)
 
 
 def test_freeze_patterns_that_name_nothing_are_refused(opened: Opened) -> None:
