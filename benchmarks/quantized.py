@@ -12,8 +12,8 @@ import torch
 
 from tunesmith.demo.generate import rows
 from tunesmith.fetch.reference import resolve
-from tunesmith.model.adapters import make_trainable
 from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.model.trainable import make_trainable
 from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 

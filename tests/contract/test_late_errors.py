@@ -61,8 +61,8 @@ _LATE: dict[str, tuple[str, ...]] = {
         _DAMAGE, _DAMAGE, _DAMAGE,
     ),
     "model/experts.py require_adaptable": ("plan tunesmith.pipeline.checks:recipe_warnings",),
-    "model/adapters.py make_trainable": ("not before: peft refuses modules whose kind no file names",),
-    "model/adapters.py enable_activation_checkpointing": (
+    "model/trainable.py make_trainable": ("not before: peft refuses modules whose kind no file names",),
+    "model/trainable.py enable_activation_checkpointing": (
         "not before: known when transformers has built the model",
     ),
     "model/adapters.py restore_weights": (_DAMAGE,) * 2,

@@ -88,8 +88,8 @@ def test_the_embedded_model_learns_in_four_and_eight_bits_as_in_full(smollm2: Pa
     """Ten steps on one batch: fewer bits need less memory, and the loss falls as with unquantized weights."""
     import torch
 
-    from tunesmith.model.adapters import make_trainable
     from tunesmith.model.load import ComputeConfig, load_base
+    from tunesmith.model.trainable import make_trainable
     from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
     from tunesmith.tasks.tokenizer import TokenizerAdapter
 

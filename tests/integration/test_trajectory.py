@@ -14,9 +14,10 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import packing_unsupported_reason
-from tunesmith.model.adapters import make_trainable, open_model
+from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig
 from tunesmith.model.lora import use_peft_forward
+from tunesmith.model.trainable import make_trainable
 from tunesmith.recipe.data_source import FileSource
 from tunesmith.recipe.schema import ChatData
 from tunesmith.recipe.tuning import LoraTuning

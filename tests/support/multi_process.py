@@ -25,8 +25,8 @@ from tunesmith.distributed.sharded_state import gather_full_state_dict
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.packed_attention import has_packed_attention
-from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.train import muon

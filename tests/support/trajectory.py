@@ -7,7 +7,7 @@ import torch
 from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.trainable import trained_parameters
 
 
 def losses(

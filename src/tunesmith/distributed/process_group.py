@@ -26,8 +26,8 @@ from tunesmith.core.errors import ProcessLost, RecipeError
 from tunesmith.data.sampler import assign_ranks
 from tunesmith.distributed.failure import SHORT_TIMEOUT, FailureChannel
 from tunesmith.estimate.hardware import available_cores
-from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.recipe.changes import changed_keys
 
 T = TypeVar("T")

@@ -17,11 +17,11 @@ from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.temporary import eval_mode
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
 from tunesmith.model.load import ComputeConfig, detach_from_mmap
 from tunesmith.model.lora import use_peft_forward
 from tunesmith.model.memory import free_memory, is_out_of_memory
+from tunesmith.model.trainable import trained_parameters
 
 # The allowed relative difference of loss and gradients from the plain path: rounding only.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -82,7 +82,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
     if isinstance(recipe.tuning, LoraBase) and not isinstance(recipe.tuning.target, str):
         base_model.check_targets(root.path, shapes, recipe.tuning.target)
     if isinstance(recipe.tuning, FullTuning) and recipe.tuning.freeze:
-        from tunesmith.model.adapters import check_freeze  # imports torch
+        from tunesmith.model.trainable import check_freeze  # imports torch
 
         check_freeze(root.path, recipe.tuning.freeze)
     return shapes

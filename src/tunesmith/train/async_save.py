@@ -12,8 +12,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.failure import writing_lock
 from tunesmith.distributed.process_group import peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
-from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import local_shard
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.checkpoint import Snapshot, State, is_training_sharded, prune, save_checkpoint, take_snapshot
 from tunesmith.train.loop import Setup

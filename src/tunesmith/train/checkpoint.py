@@ -31,8 +31,9 @@ from tunesmith.data.trained_rows import TRAINED_ROWS
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.distributed.sharded_state import gather_full_state_dict, read_shards, write_shards
 from tunesmith.fetch.reference import CARD, name_for_peft
-from tunesmith.model.adapters import restore_weights, save_model, trained_parameters
+from tunesmith.model.adapters import restore_weights, save_model
 from tunesmith.model.dtensor import is_dtensor, shard_like_weight
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.inputs import require_same_inputs

@@ -9,9 +9,9 @@ import torch
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.distributed.process_group import ProcessGroup
-from tunesmith.model.adapters import trained_parameters
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count
 from tunesmith.model.quantization import require_bitsandbytes
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.recipe.training import Train
 from tunesmith.train.muon import Muon, hidden_matrices
 

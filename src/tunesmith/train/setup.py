@@ -31,10 +31,11 @@ from tunesmith.kernels.fast_path import enable_fast_path
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import attention_window, has_dropout, packing_unsupported_reason
-from tunesmith.model.adapters import enable_activation_checkpointing, make_trainable, open_model
+from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, compute_config, max_positions, stored_dtype
 from tunesmith.model.memory import free_memory, return_freed_memory_at_once
 from tunesmith.model.quantization import quantization_of
+from tunesmith.model.trainable import enable_activation_checkpointing, make_trainable
 from tunesmith.objectives.base import Objective, require_columns
 from tunesmith.recipe.launch import Sharding, shard_count
 from tunesmith.recipe.schedule import plan_steps

@@ -23,8 +23,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import cores_per_rank, current_group, peer_failures_as_errors
 from tunesmith.estimate.throughput import Speed, save_speed, speed_key
 from tunesmith.fetch.reference import ModelFolder, base_card, resolve_base
-from tunesmith.model.adapters import count_parameters
 from tunesmith.model.quantization import quantization_of
+from tunesmith.model.trainable import count_parameters
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.sft import SFT
 from tunesmith.recipe.data_record import dump_data

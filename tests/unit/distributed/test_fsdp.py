@@ -32,10 +32,11 @@ from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.inference.generate import generate
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import count_parameters, make_trainable, open_model, restore_weights
+from tunesmith.model.adapters import open_model, restore_weights
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.dtensor import is_dtensor, local_shard, replica_count, shard_like
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base, stored_dtype
+from tunesmith.model.trainable import count_parameters, make_trainable
 from tunesmith.recipe.tuning import FullTuning, LoraTuning, QloraTuning, Quantization
 
 CPU = ComputeConfig(torch.device("cpu"), torch.float32)

@@ -13,9 +13,9 @@ from tunesmith.architecture.families import shapes_of
 from tunesmith.estimate.activations import MicroBatchShape, SavedActivations
 from tunesmith.estimate.memory import layer_parameter_counts, weights_bytes
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.adapters import count_parameters, make_trainable
 from tunesmith.model.experts import expert_weights
 from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.model.trainable import count_parameters, make_trainable
 from tunesmith.recipe.tuning import LoraTuning, Quantization
 
 # Files of the first two hold each expert's matrices, those of the last three one parameter for all experts.

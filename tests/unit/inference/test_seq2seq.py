@@ -19,8 +19,9 @@ from tunesmith.core.records import ENCODER_IDS, TokenizedExample
 from tunesmith.data.token_dataset import Batch, TokenDataset
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import attach_adapter, make_trainable, restore_weights, save_model
+from tunesmith.model.adapters import attach_adapter, restore_weights, save_model
 from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.model.trainable import make_trainable
 from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
 LIMIT = 14

@@ -14,7 +14,7 @@ from tunesmith.inference.generate import generate
 from tunesmith.inference.slot_check import SlotBudget, slot_budget
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import use_packed_attention
-from tunesmith.model.adapters import make_trainable
+from tunesmith.model.trainable import make_trainable
 from tunesmith.recipe.tuning import LoraTuning
 
 IN_SLOTS = ("llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "phi3", "granite", "gpt_neox", "mixtral")

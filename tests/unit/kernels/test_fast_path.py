@@ -17,8 +17,8 @@ from tunesmith.kernels.gated_mlp import GatedProduct
 from tunesmith.kernels.packed_attention import has_packed_attention
 from tunesmith.kernels.packing_check import attention_window, packing_unsupported_reason
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import ComputeConfig
+from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
 FP32 = ComputeConfig(torch.device("cpu"), torch.float32)

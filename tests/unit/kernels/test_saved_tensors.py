@@ -19,7 +19,7 @@ from tunesmith.kernels.gated_mlp import patch_gated_mlp
 from tunesmith.kernels.lora_fused import fuse_lora, record_shared_inputs
 from tunesmith.kernels.packed_attention import use_packed_attention
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import make_trainable
+from tunesmith.model.trainable import make_trainable
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning
 

@@ -156,7 +156,7 @@ def test_model_is_unchanged_after_an_error(opened: Opened) -> None:
 
 
 def test_token_loss_with_a_peft_adapter(opened: Opened, tmp_path: Path) -> None:
-    from tunesmith.model.adapters import make_trainable
+    from tunesmith.model.trainable import make_trainable
     from tunesmith.recipe.tuning import LoraTuning
 
     rows = batch()

@@ -15,9 +15,10 @@ from tunesmith import AdapterSet, open_chatter
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder, resolve
-from tunesmith.model.adapters import make_trainable, open_model, trained_parameters
+from tunesmith.model.adapters import open_model
 from tunesmith.model.adapters import save_model as save
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base
+from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
 
 IDS = torch.arange(5, 45).reshape(2, 20)

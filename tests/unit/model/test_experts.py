@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.adapters import make_trainable, open_model, save_model, trained_parameters
+from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.experts import check_experts, expert_parameters, routers
 from tunesmith.model.load import ComputeConfig
+from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.recipe.tuning import LoraTuning, QloraTuning
 
 IDS = torch.arange(5, 45).reshape(2, 20)

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder
-from tunesmith.model.adapters import attach_adapter, make_trainable, open_model, restore_weights, save_model
-from tunesmith.model.adapters import trained_parameters as trained
+from tunesmith.model.adapters import attach_adapter, open_model, restore_weights, save_model
 from tunesmith.model.load import ComputeConfig
+from tunesmith.model.trainable import make_trainable
+from tunesmith.model.trainable import trained_parameters as trained
 from tunesmith.recipe.model import Model
 from tunesmith.recipe.tuning import FullTuning, LoraTuning, QloraTuning, Quantization
 from tunesmith.tasks.model_tokenizer import load_tokenizer

@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder
-from tunesmith.model.adapters import count_parameters, make_trainable, open_model, save_model, trained_parameters
+from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import ComputeConfig, choose_compute, load_base
 from tunesmith.model.lora import use_compute_dtype
 from tunesmith.model.quantization import bitsandbytes_config, disable_weight_repacking, require_quantization
+from tunesmith.model.trainable import count_parameters, make_trainable, trained_parameters
 from tunesmith.recipe.tuning import QloraTuning, Quantization
 
 pytest.importorskip("bitsandbytes")

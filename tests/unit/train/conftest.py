@@ -24,8 +24,8 @@ from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.kernels.oom import OomRetry
-from tunesmith.model.adapters import make_trainable, trained_parameters
 from tunesmith.model.load import ComputeConfig, load_base
+from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.recipe.schedule import plan_steps
 from tunesmith.recipe.schema import Recipe
 from tunesmith.train import loop, validate

@@ -14,7 +14,7 @@ from tunesmith.data.microbatch import MicroBatchPolicy
 from tunesmith.data.sampler import batch_indices
 from tunesmith.kernels.oom import OomRetry
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.recipe.schedule import learning_rate_at
 from tunesmith.train.loop import measure, train_steps
 

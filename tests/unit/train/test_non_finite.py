@@ -12,7 +12,7 @@ from tests.unit.train.conftest import FULL, NO_DROPOUT, MakeSetup, all_state, sa
 
 from tunesmith.core.errors import NonFinite
 from tunesmith.kernels.token_loss import token_loss
-from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.train import loop
 from tunesmith.train.loop import train_steps
 

@@ -14,7 +14,7 @@ from tests.unit.train.conftest import FULL, NO_DROPOUT, MakeSetup, same, weights
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.distributed.process_group import ProcessGroup
-from tunesmith.model.adapters import trained_parameters
+from tunesmith.model.trainable import trained_parameters
 from tunesmith.train.loop import train_steps
 from tunesmith.train.optim import clip_gradients, make_optimizer, optimizer_tensors, restore_optimizer
 
