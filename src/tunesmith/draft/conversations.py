@@ -33,7 +33,7 @@ def add_conversation_settings(columns: Mapping[str, Column], settings: dict[str,
     reasons: dict[str, str] = {}
     used = _messages(settings) or columns_in(settings["prompt"] + settings["response"])
     others = [column for column in columns.values() if column.name not in used]
-    turns = list(iterate_messages(columns, settings))
+    turns = list(_messages_of(columns, settings))
     tools = next((column for column in others if _TOOLS.search(column.leaf) and _holds_tools(column)), None)
     if tools:
         added["tools"] = tools.name
@@ -61,7 +61,7 @@ def add_conversation_settings(columns: Mapping[str, Column], settings: dict[str,
     return settings | added, reasons
 
 
-def iterate_messages(columns: Mapping[str, Column], settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _messages_of(columns: Mapping[str, Column], settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the messages of all rows, if the settings read messages."""
     for conversation in _conversations(columns, settings):
         yield from conversation
@@ -84,7 +84,7 @@ def write_tools_as_text(columns: Mapping[str, Column], settings: Mapping[str, An
 
     The tools become the system turn, and calls that are a turn of their own become its text.
     """
-    turns = list(iterate_messages(columns, settings))
+    turns = list(_messages_of(columns, settings))
     is_structured = any(turn.get(key) for turn in turns for key in ("tool_calls", "function_call"))
     has_system = any(_role(turn) == "system" for turn in turns)
     tools = columns[settings["tools"]]
