@@ -138,7 +138,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "scoring/standalone.py _read_rows": (_SCORE,) * 2,
     "scoring/standalone.py _read_text": (_SCORE,) * 3,
     "scoring/standalone.py _check_values": (_SCORE,),
-    "scoring/standalone.py score_file": (_SCORE,) * 2,
+    "scoring/standalone.py score_file": (_SCORE,) * 3,
     "scoring/verdict.py _check_rows": ("plan tunesmith.data.dataset:build_dataset", _ARGUMENTS),
     "scoring/verdict.py _check_settings": (_ARGUMENTS,),
     "scoring/verdict.py _check_weights": (_ARGUMENTS, "not before: no row has a token to score"),

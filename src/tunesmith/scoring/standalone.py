@@ -52,20 +52,27 @@ def score_file(
 ) -> dict[str, Any]:
     """Score the rows {"prediction", "reference"} of a JSONL file.
 
+    A row with a text as its `error`, as `generate` writes it, is left out: a missing answer is not a wrong one.
+
     Returns:
-        {rows, mean: {metric: number}, values: {metric: [value per row]}}; `corpus`, {metric: {value, signature}}, of
-        metrics whose published scores are not means over rows; and `warnings` if a metric cannot score some references,
-        such as ROUGE those without words.
+        {rows, mean: {metric: number}, values: {metric: [value per row, None if it is left out]}}; `corpus`, {metric:
+        {value, signature}}, of metrics whose published scores are not means over rows; and `warnings` of rows that are
+        left out, and of references that a metric cannot score, such as ROUGE those without words.
 
     Raises:
-        DataError: the file is unreadable, a row has no prediction or reference, or a metric refuses a reference.
+        DataError: the file is unreadable, a row has no prediction or reference, all rows have an error, or a metric
+            refuses a reference.
     """
-    rows = list(_read_rows(file))
-    for number, row in rows:
+    lines = list(_read_rows(file))
+    for number, row in lines:
         for key in ("prediction", "reference"):
             if key not in row:
                 hint = 'write rows as {"prediction": ..., "reference": ...}'
                 raise DataError(f"has no `{key}`", where=f"{file}:{number}", hint=hint, code="missing-key")
+    rows = [(number, row) for number, row in lines if not _has_error(row)]
+    if not rows:
+        problem, hint = "has no answer: every row has an `error`", "see `error` for the reasons"
+        raise DataError(problem, where=str(file), hint=hint, code="no-rows")
     predictions, references = ([row[key] for _, row in rows] for key in ("prediction", "reference"))
     try:
         columns = [row for _, row in rows]
@@ -78,10 +85,24 @@ def score_file(
     mean = {name: sum(column) / len(column) for name, column in values.items()}
     unscorable = {name: len(unscorable_rows(name, references)) for name in values}
     warnings = [unscorable_text(name, count, len(rows)) for name, count in unscorable.items() if count]
+    if left_out := len(lines) - len(rows):
+        warnings.append(f"{left_out:,} of {len(lines):,} rows have an `error` instead of an answer and are left out")
     of_corpus = [name for name in values if name in CORPUS_METRICS]
     corpus = {name: CORPUS_METRICS[name](predictions, as_lists(references))._asdict() for name in of_corpus}
     more = {"corpus": corpus, "warnings": warnings}
-    return {"rows": len(rows), "mean": mean, "values": values, **{key: value for key, value in more.items() if value}}
+    of_lines = {name: list(_with_gaps(column, lines)) for name, column in values.items()}
+    return {"rows": len(rows), "mean": mean, "values": of_lines, **{key: value for key, value in more.items() if value}}
+
+
+def _has_error(row: dict[str, Any]) -> bool:
+    return isinstance(error := row.get("error"), str) and bool(error)
+
+
+def _with_gaps(values: Sequence[float], lines: Rows) -> Iterator[float | None]:
+    """Yield the value of each line, None for those with an error."""
+    remaining = iter(values)
+    for _, row in lines:
+        yield None if _has_error(row) else next(remaining)
 
 
 def score_text(result: dict[str, Any]) -> str:

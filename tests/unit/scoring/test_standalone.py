@@ -104,6 +104,20 @@ def test_unscorable_references_are_a_warning(write: Write) -> None:
     assert "warnings" not in score_file(write(rows), ["exact_match"])
 
 
+def test_rows_with_an_error_are_left_out_and_counted(write: Write) -> None:
+    row = {"prediction": "a", "reference": "a", "error": None}
+    failed = {"prediction": "", "reference": "a", "error": "no room"}
+    result = score_file(write([row, failed, {**row, "error": 0.5}, {**row, "prediction": ""}]), ["exact_match"])
+    assert (result["rows"], result["mean"]["exact_match"]) == (3, pytest.approx(2 / 3))
+    assert result["values"] == {"exact_match": [1.0, None, 1.0, 0.0]}
+    assert "1 of 4 rows" in score_text(result)
+    with raises(DataError, "no-rows"):
+        score_file(write([failed]), ["exact_match"])
+    refused = write([failed, {**row, "reference": "{"}])
+    with raises(DataError, "reference-not-json", where=f"{refused}:2"):
+        score_file(refused, ["json_field_f1"])
+
+
 def test_refused_reference_is_named_by_its_line(write: Write) -> None:
     file = write('{"prediction": "{}", "reference": "{}"}\n\n{"prediction": "{}", "reference": "no"}\n')
     with raises(DataError, "reference-not-json", where=f"{file}:3"):
