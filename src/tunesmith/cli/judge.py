@@ -37,6 +37,8 @@ def compare(
         tunesmith compare runs/my/ID
         tunesmith compare runs/my/ID viggo@staging https://api.example.com/v1#large
     """
+    if rows < 0:
+        raise RecipeError(f"{rows} rows cannot be shown", code="usage", hint="use --rows 0 or more")
     if others:
         from tunesmith.evaluate.comparison import compare_references
 

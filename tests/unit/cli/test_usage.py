@@ -20,6 +20,7 @@ from tunesmith.cli.boundary import run_command
         ("alias viggo@1", "ALIAS", "tunesmith alias VERSION ALIAS"),
         ("rollback", "MODEL", "tunesmith rollback MODEL"),
         ("compare a --frob", "--frob", "tunesmith compare --help"),
+        ("compare a b --rows -3", "-3", "--rows 0"),
         ("generate m hello", "`hello`", "--prompt"),
         ("generate m --rows x.csv", "--rows", "--file"),
         ("status a b", "`b`", "tunesmith status --help"),
