@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from tunesmith.cli.app import MODELS, command
-from tunesmith.cli.options import GREEDY, AsJson, Flag, MaxNewTokens, ModelName, RowValues, SamplingOptions, SystemTurn
+from tunesmith.cli.options import (
+    GREEDY,
+    AsJson,
+    FileOrPattern,
+    Flag,
+    MaxNewTokens,
+    ModelName,
+    RowValues,
+    SamplingOptions,
+    SystemTurn,
+)
 from tunesmith.cli.output import print_json, print_result
 from tunesmith.core.errors import RecipeError
 
@@ -15,7 +25,7 @@ def generate(
     *,
     prompt: list[str] | None = None,
     row: RowValues = None,
-    file: str | None = None,
+    file: FileOrPattern = None,
     out: Path | None = None,
     restart: Flag = False,
     system: SystemTurn = None,

@@ -25,6 +25,8 @@ def _require_html(_: type, file: Path | None) -> None:
 HtmlFile = Annotated[
     Path | None, Parameter(validator=_require_html, help="Write the rows to this HTML file instead of the terminal.")
 ]
+# Not a Path, which would remove a slash from `https://`. Like one, it may be `-`.
+FileOrPattern = Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="PATH")]
 Flag = Annotated[bool, Parameter(show_default=False)]
 AsJson = Annotated[Flag, Parameter(name="--json", help="Print the result as JSON.")]
 Detach = Annotated[Flag, Parameter(help="Return as soon as the Slurm jobs are submitted.")]

@@ -1,5 +1,6 @@
 """`generate` and `chat` read prompts and rows, print answers, and refuse contradicting options."""
 
+import io
 import json
 import os
 import subprocess
@@ -179,6 +180,12 @@ def test_answers_of_another_job_are_kept_without_restart(tuned: Tuned, run: Run,
         foreign.write_text("mine\n")
         code, printed, _ = run("generate", model, "--file", str(rows), "--out", str(foreign), "--restart", "--json")
         assert (code, json.loads(printed)["error"]["code"], foreign.read_text()) == (2, "exists", "mine\n")
+
+
+def test_a_hyphen_is_standard_input(tuned: Tuned, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("generate", tuned(CHAT), "--max-new-tokens", "2")
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    assert run(*command, "--file", "-") == run(*command, "--prompt", "one", "--prompt", "two")
 
 
 def test_a_pattern_and_a_folder_are_all_their_files(tuned: Tuned, run: Run, tmp_path: Path) -> None:
