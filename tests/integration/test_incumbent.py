@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,19 @@ def run_command_or_raise(folder: RunDir) -> None:
     promote_run(folder.path, force=False, reason=None)
 
 
-def test_a_better_model_replaces_the_incumbent(tmp_path: Path, tiny: Path) -> None:
+def test_a_better_model_of_two_ranks_replaces_the_incumbent(tmp_path: Path, tiny: Path) -> None:
+    """All ranks ask the incumbent in evaluation; rank 0 promotes without waiting for the others."""
     run(tmp_path, tiny, "first", train=train(3))
-    second = run(tmp_path, tiny, "second", train=train(16))
+    file = recipe(tmp_path, tiny, evaluate=PERPLEXITY, promote=PROMOTE, train=train(16))
+    second = RunDir(tmp_path / "second")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tunesmith"]
+    done = subprocess.run(
+        [*command, "run", str(file), "--out", str(second)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    [folder] = (second.path / "comparisons").iterdir()
+    assert len(list(read_jsonl(folder / "generations.jsonl"))) == 11  # all test rows, answered by both ranks together
     assert staged() == 2
     promoted = read_json(second.stage("promote") / "manifest.json")
     assert (promoted["replaced"], promoted["incumbent"]["verdict"]) == (1, "better")

@@ -1,7 +1,7 @@
 """Compare any models on the test rows of one run: other runs, versions, models of the hub, folders and endpoints.
 
-A run with the same rows and settings is compared by its stored scores. The others answer the rows, each through its own
-prompt template.
+A run with the same rows and settings is compared by its stored scores. The others answer the rows, through the prompt
+template that each was trained with.
 """
 
 from collections.abc import Sequence

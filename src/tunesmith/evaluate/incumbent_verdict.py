@@ -39,6 +39,11 @@ class IncumbentComparison:
         """Whether the run has the version's answers and scores already, or it is the run's base."""
         return self._rows.has_scores(self._model.digest())
 
+    def require_comparable(self) -> None:
+        """Raise VerdictRefused with the reason if the version cannot answer the rows."""
+        with refuse_incomparable(self._version):
+            self._rows.prompts_of(self._model)
+
     def ask(self) -> None:
         """Let the version answer the test rows, unless it has. All ranks call this."""
         if not current_group().run_on_rank0(partial(getattr, self, "is_answered")):
@@ -65,12 +70,14 @@ def compare_with_incumbent(recipe: Recipe, run: RunDir, version: Version) -> Ver
         VerdictRefused: the version cannot answer the rows.
     """
     comparison = IncumbentComparison(recipe, run, version)
-    if current_group().is_distributed and not comparison.is_answered:  # `promote` runs on rank 0 alone
-        raise VerdictRefused(
-            "became the version to replace after this evaluation",
-            where=str(version),
-            code="not-comparable",
-            hint=f"compare and promote in one process: tunesmith promote {run}",
-        )
-    comparison.ask()
+    if not comparison.is_answered:
+        if current_group().is_distributed:  # `promote` runs on rank 0 alone, and `ask` would wait for the other ranks
+            comparison.require_comparable()
+            raise VerdictRefused(
+                "became the version to replace after this evaluation",
+                where=str(version),
+                code="not-comparable",
+                hint=f"compare and promote in one process: tunesmith promote {run}",
+            )
+        comparison.ask()
     return comparison.judge()

@@ -15,7 +15,7 @@ from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.model_outputs import response_stats
 from tunesmith.evaluate.model_scores import Outputs, TestRows, evaluation_conditions, run_model, write_scores
-from tunesmith.evaluate.own_prompts import changes_base, own_prompts, without_likelihoods
+from tunesmith.evaluate.own_prompts import OwnPrompts, changes_base, own_prompts, without_likelihoods
 from tunesmith.fetch.reference import ModelFolder, resolve_base, resolve_tuned
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.inference.prompts import read_selected_rows
@@ -65,6 +65,16 @@ class RunRows:
         manifest = self.run.comparison(digest) / MANIFEST
         return manifest.exists() and read_json(manifest)["inputs"] == self._inputs_of(digest)
 
+    def prompts_of(self, model: ModelFolder) -> OwnPrompts:
+        """Return the rows as a model that the run did not train is asked about them.
+
+        Raises:
+            RecipeError: the model cannot be compared with those of the run.
+            DataError: the rows do not fill the model's prompt template.
+        """
+        base = resolve_base(self.run, self.recipe.model.base)
+        return own_prompts(model, base, self.recipe, self.examples, self.run.recipe_folder)
+
     def ask(self, name: str, model: ModelFolder) -> Outputs:
         """Let a model that the run did not train answer the rows. All ranks call this.
 
@@ -72,11 +82,9 @@ class RunRows:
             name: the name of the model in progress and logs.
 
         Raises:
-            RecipeError: the model cannot be compared with those of the run.
-            DataError: the rows do not fill the model's prompt template.
+            RecipeError, DataError: as `prompts_of`.
         """
-        base = resolve_base(self.run, self.recipe.model.base)
-        asked = own_prompts(model, base, self.recipe, self.examples, self.run.recipe_folder)
+        asked = self.prompts_of(model)
         test = TestRows.of(asked.recipe, self.run, asked.examples, self._indices, asked.task, asked.tokenizer)
         folder = self.folder(model.digest())
         current_group().run_on_rank0(partial((folder / MANIFEST).unlink, missing_ok=True))
