@@ -17,6 +17,7 @@ VARIABLE_NAMES = {
     "evaluate": {"settings"},
     "filters": {"rule"},
     "guards": {"guard", "g"},
+    "lm_eval": {"entry", "task"},
     "promote": {"target", "recipe"},  # `Recipe.min_gain` is that of `promote`
     "test": {"source", "data"},  # the sections of valid and test are those of source
     "tuning": {"quantization"},

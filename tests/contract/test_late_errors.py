@@ -47,6 +47,11 @@ _LATE: dict[str, tuple[str, ...]] = {
     "evaluate/own_prompts.py without_likelihoods": (_COMPARABLE,),
     "evaluate/incumbent.py refuse_incomparable": (_COMPARABLE,),
     "evaluate/incumbent_verdict.py compare_with_incumbent": (_INCUMBENT,),
+    "evaluate/harness_process.py ask_harness": (
+        "not before: the harness failed after its tasks had been checked",
+        "plan tunesmith.evaluate.harness_process:check_tasks",
+    ),
+    "evaluate/harness_process.py check_tasks": ("plan tunesmith.evaluate.harness_process:check_tasks",),
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py promote_run": ("command: promote",),
     "model/merge.py merge_model": ("command: merge_model",) * 2,

@@ -52,6 +52,8 @@ ERROR_CODES = {
     "recipe-too-large": "The recipe is too large or nested too deeply, or its YAML aliases expand to too much.",
     "no-format": "No column that a model could learn from is recognized (`tunesmith init --from`).",
     "unknown-template": "There is no template of this name for `tunesmith init`.",
+    "lm-eval-task": "A task of lm-evaluation-harness, its data or its metric is missing (`evaluate.lm_eval`).",
+    "lm-eval-failed": "The process of lm-evaluation-harness failed; the message has the end of its log.",
     # fetch
     "unknown-model": "There is no such model, or the user may not access it.",
     "no-model": "The folder has neither a model (`config.json`) nor an adapter (`adapter_config.json`).",

@@ -12,6 +12,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, corpus_scores
 from tunesmith.evaluate.further_sets import further_rows, judge_sets, read_sets
+from tunesmith.evaluate.harness import judge_tasks, run_tasks
 from tunesmith.evaluate.incumbent import find_incumbent
 from tunesmith.evaluate.incumbent_verdict import IncumbentComparison
 from tunesmith.evaluate.inputs import inputs
@@ -48,6 +49,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         for name, model in models.items()
     }
     incumbent = _ask_incumbent(recipe, run, models["tuned"].digest())
+    harness = group.run_on_rank0(partial(run_tasks, recipe, run))
     if not group.is_rank0:
         return {}
     outputs = {name: asked_model[0] for name, asked_model in asked_models.items()}
@@ -64,6 +66,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     corpus = corpus_scores(scorer.names, *(answers for answers, _ in outputs.values()))
     verdict = replace(verdict, reasons=reasons, corpus=corpus, health=stats, digests=digests, conditions=conditions)
     verdict = judge_sets(verdict, sets, run, {name: further for name, (_, *further) in asked_models.items()})
+    verdict = judge_tasks(verdict, recipe, harness)
     write_json(run.verdict, verdict.to_json())
     seconds, outcome = round(time.monotonic() - began, 3), verdict.primary.verdict
     manifest = seal_folder(

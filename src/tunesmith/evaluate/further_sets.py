@@ -50,8 +50,6 @@ def judge_sets(verdict: Verdict, sets: Sets, run: RunDir, outputs: Mapping[str, 
     Args:
         outputs: the outputs of each model, in the order of the sets.
     """
-    guards, also = list(verdict.guards), dict[str, SetResult]()
-    reasons = list(verdict.reasons)
     for index, (name, (test, max_drop)) in enumerate(sets.items()):
         recipe = test.recipe
         scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run.further_set(name), stage="evaluate")
@@ -64,9 +62,13 @@ def judge_sets(verdict: Verdict, sets: Sets, run: RunDir, outputs: Mapping[str, 
         found = compare_models(recipe, base, tuned, groups=groups, min_gain=-max_drop, lower_is_better=lower)
         answered = ("base", "tuned") if test.prompts.examples else ()
         health = {model: response_stats(outputs[model][index][0]) for model in answered}
-        also[name] = SetResult(len(test.examples), found.metrics, health)
-        guard = Guard(found.primary, max_drop, name)
-        guards.append(guard)
-        if not guard.passed:
-            reasons.append(guard_reason(guard))
-    return replace(verdict, guards=tuple(guards), also=also, reasons=tuple(reasons))
+        result = SetResult(len(test.examples), found.metrics, health)
+        verdict = with_set(verdict, result, Guard(found.primary, max_drop, name))
+    return verdict
+
+
+def with_set(verdict: Verdict, result: SetResult, guard: Guard) -> Verdict:
+    """Return the verdict with the result on a further set, with its guard, and with the reason if that did not pass."""
+    reasons = (*verdict.reasons, *(() if guard.passed else (guard_reason(guard),)))
+    also = {**verdict.also, str(guard.set): result}
+    return replace(verdict, guards=(*verdict.guards, guard), also=also, reasons=reasons)

@@ -5,6 +5,7 @@ from typing import Any
 from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.data.inputs import set_inputs
+from tunesmith.evaluate.harness_process import task_inputs
 from tunesmith.inference.metric_inputs import scoring_inputs
 from tunesmith.recipe.schema import Recipe
 
@@ -17,5 +18,6 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
         "train": digest_of((run.manifest("train") or {}).get("files")),
         **({"also": digest_of(sets)} if (sets := set_inputs(recipe, run)) else {}),
+        **task_inputs(recipe, run),
         **scoring_inputs(recipe.evaluate.all_metrics, recipe, run),
     }

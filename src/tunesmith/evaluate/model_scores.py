@@ -116,10 +116,7 @@ def run_model(
     recipe = test.recipe
     compute, group = compute_config(recipe), current_group()
     sharding = _choose_sharding(recipe, model, compute, group)
-    as_trained: dict[str, Any] = {}
-    if as_base:
-        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_rows": test.tokenizer.new_rows}
-    loaded = open_model(model, load_device(compute, sharding), attention=recipe.model.attention, **as_trained)
+    loaded = open_to_ask(recipe, model, test.tokenizer, load_device(compute, sharding), as_base=as_base)
     if sharding != "none":
         loaded.requires_grad_(False)
         shard(loaded, compute, group, by_node=sharding == "node", offload=recipe.launch.offload)
@@ -129,6 +126,16 @@ def run_model(
     del loaded
     free_memory()
     return outputs
+
+
+def open_to_ask(
+    recipe: Recipe, model: ModelFolder, tokenizer: TokenizerAdapter, compute: ComputeConfig, *, as_base: bool
+) -> Any:
+    """Load a model for evaluation; `as_base` as in `run_model`."""
+    as_trained: dict[str, Any] = {}
+    if as_base:
+        as_trained = {"merged": True, "quantization": quantization_of(recipe), "new_rows": tokenizer.new_rows}
+    return open_model(model, compute, attention=recipe.model.attention, **as_trained)
 
 
 def _ask(name: str, model: ModelFolder, loaded: Any, test: TestRows, folder: Path) -> Outputs:

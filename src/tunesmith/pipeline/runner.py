@@ -15,6 +15,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import EVALUATE, PROMOTE, STAGES, TRAIN, Stage, stage_named
 from tunesmith.core.user_folders import cache_root, check_writable, registry_root
 from tunesmith.data.recipe_files import copy_recipe_files
+from tunesmith.evaluate.harness_process import check_tasks
 from tunesmith.pipeline.environment import write_environment
 from tunesmith.pipeline.runs import OpenedRun, find_run_elsewhere, open_run
 from tunesmith.pipeline.stage_state import changed_inputs, is_done, run_stage, stage_inputs, wanted_stages
@@ -98,6 +99,7 @@ def check_prerequisites(recipe: Recipe, run: RunDir, until: str | None = None) -
     check_installed(recipe.trackers, recipe.promote.mirror if recipe.promote else None)
     if changed_inputs(EVALUATE, recipe, run) != []:
         custom_metrics((*recipe.evaluate.all_metrics, *recipe.train.valid_metrics), run.recipe_folder)
+        check_tasks(recipe, run)
 
 
 def finished_stages(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:

@@ -61,6 +61,7 @@ class RunPlan:
         evidence: the gain that its test rows can detect.
         also: its further held-out sets.
         incumbent: the version that its promotion would replace; None if there is none, or if it is promoted already.
+        lm_eval: its tasks of lm-evaluation-harness, in words.
         cluster: the memory and the throughput of its processes.
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
         disk: the disk space that it needs.
@@ -83,6 +84,7 @@ class RunPlan:
     evidence: Evidence
     also: list[SetPlan]
     incumbent: IncumbentCheck | None
+    lm_eval: list[str]
     cluster: ClusterEstimate
     scaling: list[dict[str, Any]]
     disk: DiskEstimate
@@ -147,6 +149,7 @@ class RunPlan:
             f"rows     {text.rows_text(self.rows)}",
             *(f"source   {source}" for source in text.source_texts(self.rows)),
             *(f"also     {text.set_text(entry)}" for entry in self.also),
+            *(f"also     {task}" for task in self.lm_eval),
             f"lengths  {text.lengths_text(self.rows)}",
             f"copies   {text.copies_text(self.rows)}",
             *([f"added    {text.new_tokens_text(self.new_tokens)}"] if self.new_tokens else []),
@@ -248,6 +251,7 @@ def _estimate(
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
         workload=estimate_workload(recipe, rows, sets.rows, incumbent, steps, cluster, speed), evidence=evidence,
         also=sets.plans, incumbent=incumbent, cluster=cluster,
+        lm_eval=list(map(text.task_text, recipe.evaluate.lm_eval)),
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, new_tokens=new_tokens, stages=stages, scripts=scripts, slurm=slurm,
         warnings=(

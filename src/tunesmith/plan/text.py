@@ -10,6 +10,7 @@ from tunesmith.plan.further_sets import SetPlan
 from tunesmith.plan.row_counts import RowCounts
 from tunesmith.plan.scaling import ClusterEstimate
 from tunesmith.plan.workload import Workload
+from tunesmith.recipe.guards import HarnessTask
 from tunesmith.recipe.launch import Launch, SlurmLaunch, local_world_size_of
 from tunesmith.recipe.schedule import StepPlan
 from tunesmith.scoring.metrics import is_lower_better
@@ -67,6 +68,12 @@ def promotion_text(incumbent: IncumbentCheck) -> str:
         return f"{replaced}, which cannot be compared"
     answers = "answers the test rows, too" if incumbent.is_asked else "is the base"
     return f"{replaced}, which {answers}; the tuned model replaces it only if it is better"
+
+
+def task_text(entry: HarnessTask) -> str:
+    """Return a task of lm-evaluation-harness, and the drop that is allowed on it."""
+    change = f"{entry.metric or 'its first metric'} may drop by less than {entry.max_drop:g}"
+    return f"{entry.set_name}: task `{entry.task}` of lm-evaluation-harness, at most {entry.rows:,} rows; {change}"
 
 
 def lengths_text(rows: RowCounts) -> str:

@@ -6,20 +6,20 @@ Key names contain their units. `tuning`, `data` and `launch` are unions, discrim
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from tunesmith.recipe.base import Date, Fraction, NonEmptyStrings, Section, checked_by, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.general_set import GENERAL, complete_general_sets
+from tunesmith.recipe.guards import Guard, HarnessTask, Name, require_distinct
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.model import Model
 from tunesmith.recipe.sampling import Sampling
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.training import Train
 from tunesmith.recipe.tuning import Tuning
-from tunesmith.registry.names import check_alias, check_name
+from tunesmith.registry.names import check_alias
 
-Name = Annotated[str, checked_by(check_name)]
 Alias = Annotated[str, checked_by(check_alias)]
 
 
@@ -234,13 +234,6 @@ class AlsoChat(AlsoBase, ChatData):
 Also = Annotated[AlsoText | AlsoCompletion | AlsoChat | AlsoSeq2Seq, Field(discriminator="task")]
 
 
-class Guard(Section):
-    """A metric that must not get worse."""
-
-    metric: str = Field(description="A metric of `evaluate.metrics`.")
-    max_drop: float = Field(gt=0, description="In the metric's unit: the interval of the gain must be above -max_drop.")
-
-
 def _add_general(schema: dict[str, Any]) -> None:
     """Add the short form `general` to the JSON schema of `evaluate.also`."""
     schema["items"] = {"anyOf": [{"const": GENERAL}, schema["items"]]}
@@ -276,6 +269,9 @@ class Evaluate(Section):
         "tunesmith. See docs/forgetting.md.",
         json_schema_extra=_add_general,
     )
+    lm_eval: tuple[HarnessTask, ...] = Field(
+        (), description="Tasks of lm-evaluation-harness on which the model must not get worse. See docs/forgetting.md."
+    )
     database: str | None = Field(
         None, description="SQLite file for `execution`, relative to the recipe, or `generated:shop-sql`."
     )
@@ -296,9 +292,13 @@ class Evaluate(Section):
     @field_validator("also")
     @classmethod
     def _check_names(cls, value: tuple[Also, ...]) -> tuple[Also, ...]:
-        names = [entry.name for entry in value]
-        if repeated := next((name for name in names if names.count(name) > 1), None):
-            raise setting_error("wrong-value", f"two sets have the name `{repeated}`")
+        require_distinct(entry.name for entry in value)
+        return value
+
+    @field_validator("lm_eval")
+    @classmethod
+    def _check_task_names(cls, value: tuple[HarnessTask, ...], info: ValidationInfo) -> tuple[HarnessTask, ...]:
+        require_distinct((*(entry.name for entry in info.data.get("also", ())), *(entry.set_name for entry in value)))
         return value
 
 
