@@ -239,7 +239,9 @@ class ChatTask(Task):
 
     def _without_prefix(self, answer: str) -> str:
         answer = answer.removeprefix(self._renderer.plain_answer_prefix)
-        return (without_thought(answer) if self._data.reasoning else answer).strip()
+        if self._data.reasoning:
+            answer = without_thought(answer, is_opened=self._renderer.opens_thought)
+        return answer.strip()
 
     def user_turn(self, text: str) -> tuple[Turn, ...]:
         """Return a user's turn, after the recipe's system turn if that has no columns."""

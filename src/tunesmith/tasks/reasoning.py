@@ -46,9 +46,15 @@ def has_thought(text: str) -> bool:
     return match is not None and bool(match[1].strip())
 
 
-def without_thought(answer: str) -> str:
-    """Return an answer without the thought before it."""
-    return answer.rpartition("</think>")[2]
+def without_thought(answer: str, *, is_opened: bool) -> str:
+    """Return an answer without the thought before it; empty if the thought does not end.
+
+    Args:
+        is_opened: the prompt ends with the beginning of the thought.
+    """
+    _, end, text = answer.rpartition("</think>")
+    is_thought = is_opened or answer.lstrip().startswith("<think>")
+    return "" if is_thought and not end else text
 
 
 def length_of_closing(text: str) -> int:

@@ -133,6 +133,23 @@ def test_answers_continue_a_thought_that_the_prompt_opens_and_the_template_drops
         assert "data.train_on: last" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "judged"),
+    [
+        ("qwen3", "<think>\nhm", ""),
+        ("qwen3", "<think>\nhm\n</think>\n\nb", "b"),
+        ("qwen3", "b", "b"),
+        ("qwen3_5", "hm", ""),
+        ("qwen3_5", "hm\n</think>\n\nb", "b"),
+        ("deepseek_r1_distill", "hm", ""),
+    ],
+)
+def test_an_answer_that_ends_within_its_thought_is_judged_as_empty(name: str, answer: str, judged: str) -> None:
+    template = PUBLISHED_TEMPLATES[name]
+    assert template.task(reasoning="keep").decode_answer(template.tokenizer.encode_trusted(answer)) == judged
+    assert template.task().decode_answer(template.tokenizer.encode_trusted("hm")) == "hm"
+
+
 def test_a_second_thought_in_the_content_needs_a_setting() -> None:
     task = PUBLISHED_TEMPLATES["deepseek_r1_distill"].task()
     row = {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>hm</think>b"}]}
