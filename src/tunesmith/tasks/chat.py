@@ -32,7 +32,7 @@ from tunesmith.tasks.conversation import ConversationRenderer
 from tunesmith.tasks.messages import parse_messages
 from tunesmith.tasks.reasoning import THOUGHT, find_thought, without_thought
 from tunesmith.tasks.tokenizer import Span, TokenizerAdapter
-from tunesmith.tasks.tool_calls import TOOLS_ROLE, iterate_texts, read_tools, template_texts
+from tunesmith.tasks.tool_calls import TOOLS_ROLE, iterate_texts, read_tools, shorten_call_ids, template_texts
 
 
 class ChatTask(Task):
@@ -109,6 +109,8 @@ class ChatTask(Task):
             texts = {role: fill_required(template or "", row) for role, template in templates.items()}
             turns = [Turn(role, text, trained=role == "assistant") for role, text in texts.items()]
         turns = [find_thought(turn, self._data.reasoning) for turn in turns]
+        if self._renderer.needs_short_ids:
+            turns = shorten_call_ids(turns)
         for text in chain.from_iterable(map(template_texts, turns)):
             self._refuse_control_token(text)
         system = fill_template(self._data.system or "", row)

@@ -50,6 +50,7 @@ class ConversationRenderer:
         self.stop_id = self._reader.stop_id
         # DeepSeek-R1's template begins answers with <think> in generation, and drops the thoughts of finished ones.
         self.opens_thought = self._reader.opens_thought
+        self.needs_short_ids = self._reader.needs_short_ids
         self._drops_opened_thought = self.opens_thought and not self._reader.plain_answer.starts_generation
         self.plain_answer_prefix = THOUGHT_END if self._drops_opened_thought else self._reader.plain_answer.text
         # Answers may contain markup such as <think>, which the model has to learn to write.

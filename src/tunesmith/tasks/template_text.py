@@ -145,19 +145,26 @@ class TemplateReader:
             return False
 
     @cached_property
+    def needs_short_ids(self) -> bool:
+        """Whether the template refuses calls whose ids do not have nine characters, as Mistral's do."""
+        return self._renders_call(self._empty_content) and not self._renders_call(
+            self._empty_content, "call_abcdefghijkl"
+        )
+
+    @cached_property
     def _empty_content(self) -> str | None:
         """The content of a message that has only tool calls: null if the template writes no calls after empty text."""
+        return next((content for content in ("", None) if self._renders_call(content)), "")
+
+    def _renders_call(self, content: str | None, identifier: str = "abcdefghi") -> bool:
+        """Return whether the template writes a call of a message with this content."""
         name = _PLACEHOLDER.format(0)
-        calls = [{"id": "abcdefghi", "type": "function", "function": {"name": name, "arguments": {}}}]
-        for content in ("", None):
-            called = {"role": "assistant", "content": content, "tool_calls": calls}
-            try:
-                text = self.render([{"role": "user", "content": "a"}, called], "", False)
-            except RowProblem:
-                continue
-            if name in text:
-                return content
-        return ""
+        calls = [{"id": identifier, "type": "function", "function": {"name": name, "arguments": {}}}]
+        called = {"role": "assistant", "content": content, "tool_calls": calls}
+        try:
+            return name in self.render([{"role": "user", "content": "a"}, called], "", False)
+        except RowProblem:
+            return False
 
     def _find_template_texts(self, shapes: tuple[Shape, ...], tools: str, generation: bool) -> tuple[TemplateText, ...]:
         """Return the template's text around turns with these shapes: before each turn, and at the end."""

@@ -5,8 +5,11 @@ arguments}}; the arguments become an object, because chat templates write them a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 from tunesmith.core.records import Turn
@@ -15,6 +18,7 @@ from tunesmith.tasks.base import RowProblem
 TOOLS_ROLE = "tools"
 """The role of the turn that holds a row's tools, as JSON text."""
 
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _problem = partial(RowProblem, code="wrong-tools")
 
 
@@ -63,6 +67,28 @@ def _read_call(call: Any, where: str) -> dict[str, Any]:
     return _plain_json(
         {**identifier, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
     )
+
+
+def shorten_call_ids(turns: Iterable[Turn]) -> list[Turn]:
+    """Return turns whose calls have ids of nine letters and digits, as Mistral's templates need them.
+
+    Other ids and missing ones become numbers in the conversation, also in the results. A result without an id belongs
+    to the first call that has none yet.
+    """
+    numbers, new_ids, pending = count(1), dict[str, str](), list[str]()
+    changed = []
+    for turn in turns:
+        keys = dict(turn.keys)
+        if calls := keys.get("tool_calls"):
+            old_ids = [call.get("id", "") for call in calls]
+            pending = [old if _SHORT_ID.fullmatch(old) else f"call{next(numbers):05}" for old in old_ids]
+            new_ids |= {old: new for old, new in zip(old_ids, pending, strict=True) if old}
+            keys["tool_calls"] = [{**call, "id": new} for call, new in zip(calls, pending, strict=True)]
+        elif turn.role == "tool" and (new := new_ids.get(keys.get("tool_call_id", ""), next(iter(pending), ""))):
+            pending = [other for other in pending if other != new]
+            keys["tool_call_id"] = new
+        changed.append(replace(turn, keys=keys))
+    return changed
 
 
 def _from_text(value: Any, what: str) -> Any:

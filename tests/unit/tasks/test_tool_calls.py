@@ -133,6 +133,35 @@ def test_earlier_answer_is_refused_if_its_prompt_had_other_text() -> None:
     assert trained_runs(mistral, every, {**row, "t": None}) == ["No.</s>", "No.</s>"]
 
 
+@pytest.mark.parametrize("name", ["mistral_nemo", "mistral_small_3_2"])
+def test_call_ids_are_those_that_mistrals_templates_accept(name: str) -> None:
+    mistral = PUBLISHED_TEMPLATES[name]
+    task = mistral.task(tools="t", train_on="last")
+
+    def conversation(*ids: str | None) -> list[dict[str, Any]]:
+        calls = [{**CALL, **({"id": id_} if id_ else {})} for id_ in ids]
+        results = [{"role": "tool", "content": str(n), **({"tool_call_id": id_} if id_ else {})}
+                   for n, id_ in reversed(list(enumerate(ids))) if id_] or [
+                   {"role": "tool", "content": str(n)} for n, _ in enumerate(ids)]  # fmt: skip
+        return [ASKED, {"role": "assistant", "content": "", "tool_calls": calls}, *results, ANSWER]
+
+    for given, accepted in (
+        (("call_0123456789", "call_9876543210"), ("call00001", "call00002")),
+        (("abcDEF123", "call_9876543210"), ("abcDEF123", "call00001")),
+        (("abcDEF123", "321FEDcba"), ("abcDEF123", "321FEDcba")),
+    ):
+        tokens = task.render(task.parse({"m": conversation(*given), "t": [TOOL]}))
+        assert list(tokens.input_ids) == mistral.own_ids(conversation(*accepted), [TOOL])
+    without = task.render(task.parse({"m": conversation(None, None), "t": [TOOL]}))
+    numbered = conversation(None, None)
+    for number, call in enumerate(numbered[1]["tool_calls"]):
+        call["id"] = numbered[2 + number]["tool_call_id"] = f"call{number + 1:05}"
+    assert list(without.input_ids) == mistral.own_ids(numbered, [TOOL])
+    qwen = PUBLISHED_TEMPLATES["qwen2_5"].task(tools="t")
+    [_, _, called_turn, *_] = qwen.parse({"m": conversation("call_0123456789"), "t": [TOOL]})
+    assert called_turn.keys["tool_calls"][0]["id"] == "call_0123456789"
+
+
 def test_tools_of_the_recipe_and_of_a_column_are_the_same_prompt(qwen: Published) -> None:
     row = {"m": [ASKED, called()], "t": json.dumps([FUNCTION])}
     fixed, column = qwen.task(tools=(FUNCTION,)), qwen.task(tools="t")
