@@ -29,7 +29,10 @@ def make_trainable(model: Any, tuning: FullTuning | LoraBase, *, seed: int, new_
         RecipeError: `tuning.target` or `tuning.freeze` names no module, or peft cannot adapt it or the experts.
     """
     if isinstance(tuning, FullTuning):
-        model.requires_grad_(True)
+        # Marian computes its positions again instead of saving them, so training them would be lost.
+        unsaved = set(model._keys_to_ignore_on_save or ())
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name not in unsaved)
         if tuning.freeze:
             _freeze(model, tuning.freeze)
         return model

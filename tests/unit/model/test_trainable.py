@@ -7,10 +7,12 @@ import pytest
 import torch
 from tests.support.errors import raises
 from tests.support.opened import Opened
-from tests.unit.model.conftest import DORA, FULL, IDS, LORA, RSLORA, logits
+from tests.support.tiny import save_seq2seq
+from tests.unit.model.conftest import DORA, FP32, FULL, IDS, LORA, RSLORA, logits
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.model.adapters import restore_weights, save_model
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.adapters import open_model, restore_weights, save_model
 from tunesmith.model.trainable import check_freeze, make_trainable, trained_parameters
 from tunesmith.recipe.tuning import FullTuning, LoraTuning
 
@@ -18,6 +20,18 @@ from tunesmith.recipe.tuning import FullTuning, LoraTuning
 def test_full_tuning_trains_all_parameters(opened: Opened) -> None:
     model = make_trainable(opened("gpt2"), FULL, seed=0)
     assert len(list(trained_parameters(model))) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["marian", "pegasus"])
+def test_full_tuning_trains_only_what_is_saved(tmp_path: Path, kind: str) -> None:
+    base = ModelFolder("org/base", save_seq2seq(tmp_path / "base", kind))
+    model = make_trainable(open_model(base, FP32), FULL, seed=0)
+    with torch.no_grad():
+        for _, weight in trained_parameters(model):
+            weight += 0.1
+    save_model(model, tmp_path / "tuned", base=base.reference)
+    saved = open_model(ModelFolder("tuned", tmp_path / "tuned"), FP32).state_dict()
+    assert all(torch.equal(weight, saved[name]) for name, weight in trained_parameters(model))
 
 
 def test_frozen_modules_are_not_trained_and_stay_as_they_are(opened: Opened, tmp_path: Path) -> None:
