@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.recipe.load import load_recipe
     from tunesmith.registry.store import Registry
     from tunesmith.scoring.metrics import score
+    from tunesmith.scoring.replicates import replicated_verdict
     from tunesmith.scoring.verdict import paired_verdict
     from tunesmith.sweep.run import run_sweep
 
@@ -36,6 +37,7 @@ HOMES = {
     "open_chatter": "tunesmith.inference.chatter",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.plan.run_plan",
+    "replicated_verdict": "tunesmith.scoring.replicates",
     "run_sweep": "tunesmith.sweep.run",
     "run_recipe": "tunesmith.pipeline.runner",
     "score": "tunesmith.scoring.metrics",
@@ -43,7 +45,8 @@ HOMES = {
 
 __all__ = [
     "AdapterSet", "Chatter", "Comparison", "Registry", "Sampling", "TunesmithError", "Verdict", "__version__",
-    "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run", "run_recipe", "run_sweep", "score",
+    "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run", "replicated_verdict", "run_recipe",
+    "run_sweep", "score",
 ]  # fmt: skip
 
 

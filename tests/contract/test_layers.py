@@ -17,7 +17,7 @@ LAYERS = (
     ("kernels",),
     ("inference", "objectives"),
     ("train", "evaluate"),
-    ("promote",),
+    ("promote", "replicate"),
     ("pipeline",),
     ("draft", "plan"),
     ("sweep", "doctor"),

@@ -84,3 +84,77 @@ GAINS: dict[str, tuple[Draw, float]] = {
     "clustered": (clustered(0.05), 0.05),
     "perplexity": (perplexity(0.1), math.exp(2) - math.exp(1.9)),
 }
+
+
+SeedDraw = Callable[[np.random.Generator, int, int, float], dict[str, Any]]
+"""Returns arguments of `replicated_verdict` for numbers of rows and seeds and the standard deviation of the seeds."""
+
+
+def _seed_effects(random: np.random.Generator, seeds: int, deviation: float) -> np.ndarray:
+    """Return the effect of each seed on all rows [seeds, 1]: normal, within three standard deviations."""
+    return deviation * np.clip(random.normal(size=(seeds, 1)), -3, 3)
+
+
+def _by_seed(scores: np.ndarray) -> dict[int, np.ndarray]:
+    return dict(enumerate(scores))
+
+
+def binary_by_seed(gain: float) -> SeedDraw:
+    """Right and wrong answers; half of the rows are answered by the same luck for all seeds."""
+
+    def draw(random: np.random.Generator, rows: int, seeds: int, deviation: float) -> dict[str, Any]:
+        ease = random.uniform(0.3, 0.6, rows)
+        luck = np.where(random.random(rows) < 0.5, random.random(rows), random.random((seeds, rows)))
+        tuned = luck < ease + gain + _seed_effects(random, seeds, deviation)
+        return {"base": (random.random(rows) < ease).astype(float), "by_seed": _by_seed(tuned.astype(float))}
+
+    return draw
+
+
+def graded_by_seed(gain: float) -> SeedDraw:
+    """Skewed gains of rows, with noise of each row and seed."""
+
+    def draw(random: np.random.Generator, rows: int, seeds: int, deviation: float) -> dict[str, Any]:
+        base, of_rows = random.beta(2, 4, rows), 0.15 * (random.exponential(size=rows) - 1)
+        noise = random.normal(0, 0.1, (seeds, rows))
+        return {
+            "base": base,
+            "by_seed": _by_seed(base + gain + of_rows + noise + _seed_effects(random, seeds, deviation)),
+        }
+
+    return draw
+
+
+def clustered_by_seed(gain: float) -> SeedDraw:
+    """Graded scores in groups of one to five rows that change together, for all seeds and for each seed."""
+
+    def draw(random: np.random.Generator, rows: int, seeds: int, deviation: float) -> dict[str, Any]:
+        groups = np.repeat(np.arange(rows), random.integers(1, 6, rows))[:rows]
+        base = random.random(rows)
+        moved = random.normal(0, 0.12, rows)[groups] + random.normal(0, 0.08, (seeds, rows))[:, groups]
+        tuned = base + gain + moved + random.normal(0, 0.1, (seeds, rows)) + _seed_effects(random, seeds, deviation)
+        return {"base": base, "by_seed": _by_seed(tuned), "groups": groups.tolist()}
+
+    return draw
+
+
+def perplexity_by_seed(gain: float) -> SeedDraw:
+    """Log-likelihoods per token, of rows of different lengths."""
+
+    def draw(random: np.random.Generator, rows: int, seeds: int, deviation: float) -> dict[str, Any]:
+        base = -random.gamma(4, 0.5, rows)
+        noise = random.normal(0, 0.25, rows) + random.normal(0, 0.15, (seeds, rows))
+        tuned = base + gain + noise + _seed_effects(random, seeds, deviation)
+        tokens = np.round(random.lognormal(3, 0.8, rows)) + 1
+        return {"base": base, "by_seed": _by_seed(tuned), "weights": tokens, "transform": lambda mean: -math.exp(-mean)}
+
+    return draw
+
+
+BY_SEED: dict[str, Callable[[float], SeedDraw]] = {
+    "binary": binary_by_seed,
+    "graded": graded_by_seed,
+    "clustered": clustered_by_seed,
+    "perplexity": perplexity_by_seed,
+}
+"""By kind of scores: the draw for a gain of the mean score."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.core.verdict import Comparison, Grouping, Guard, SetResult, Verdict
+from tunesmith.core.verdict import Comparison, Grouping, Guard, SeedGain, SetResult, Verdict
 
 
 def comparison(metric: str = "rougeL", **changes: Any) -> Comparison:
@@ -12,6 +12,12 @@ def comparison(metric: str = "rougeL", **changes: Any) -> Comparison:
     values = {"base": 0.40, "tuned": 0.45, "gain": 0.05, "low": 0.02, "high": 0.08, "confidence": 0.95, "rows": 200}
     values |= changes
     return Comparison(metric, **{"groups": values["rows"], **values})
+
+
+def of_seeds(*lows: float, **changes: Any) -> Comparison:
+    """Return a comparison of several seeds, each with a gain of 0.05 and the low end of its interval, from seed 3."""
+    seeds = tuple(SeedGain(seed, 0.45, 0.05, low, 0.08) for seed, low in enumerate(lows, 3))
+    return comparison(**{"seeds": seeds, **changes})
 
 
 def verdict(

@@ -68,10 +68,11 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
         if verdict is None:
             return str(run)
         from tunesmith.report.collect import collect
-        from tunesmith.report.wording import headline, incumbent_sentences
+        from tunesmith.report.wording import headline, incumbent_sentences, seed_sentences
 
         view = collect(run)
-        lines = [headline(view), *incumbent_sentences(view), f"run:    {run}", f"report: {run.report}"]
+        lines = [headline(view), *seed_sentences(view), *incumbent_sentences(view)]
+        lines += [f"run:    {run}", f"report: {run.report}"]
         if refused is not None:
             force = f'tunesmith promote {quote(str(run))} --force --reason "..."'
             reason = f" ({refused.where} {refused.message})" if refused.code == "not-comparable" else ""

@@ -123,6 +123,7 @@ ERROR_CODES = {
     "sharded-generation": "A sharded encoder-decoder model cannot generate answers during training.",
     "too-many-tokens": "The longest row has more tokens than the model's context length.",
     # scoring
+    "too-few-seeds": "Fewer than three seeds do not show how much training varies.",
     "unknown-metric": "No built-in metric has this name, and it is not the name of a custom metric.",
     "metric-needs-model": "The metric is computed from token likelihoods, which need the model.",
     "no-database": "The metric `execution` has no SQLite file.",

@@ -16,6 +16,7 @@ class RunDir:
     Args:
         path: the folder, which need not exist.
         recipe_folder: the folder of the recipe being run; by default the folder that the run recorded.
+        prepared: the folder of the prepared rows; by default that in the run.
 
     Attributes:
         recipe: the recipe as the user wrote it.
@@ -33,9 +34,9 @@ class RunDir:
         verdict: the comparison of base and tuned.
     """
 
-    def __init__(self, path: Path | str, recipe_folder: Path | None = None) -> None:
+    def __init__(self, path: Path | str, recipe_folder: Path | None = None, *, prepared: Path | None = None) -> None:
         self.path = Path(path)
-        self._recipe_folder = recipe_folder
+        self._recipe_folder, self._prepared = recipe_folder, prepared
         self.recipe = self.path / "recipe.yaml"
         self.resolved_recipe = self.path / "recipe.resolved.yaml"
         self.environment = self.path / "environment.json"
@@ -45,7 +46,7 @@ class RunDir:
         self.launch = self.path / "launch"
         self.report = self.path / "report.html"
         self.comparison_page = self.path / "comparison.html"
-        self.ledger = self.path / "prepare" / "rows.jsonl"
+        self.ledger = self.stage("prepare") / "rows.jsonl"
         self.metrics = self.path / "train" / "metrics.jsonl"
         self.checkpoints = self.path / "train" / "checkpoints"
         self.verdict = self.path / "evaluate" / "verdict.json"
@@ -95,7 +96,7 @@ class RunDir:
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage."""
-        return self.path / name
+        return self._prepared if self._prepared and name == "prepare" else self.path / name
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """Return the manifest of a stage; None if the stage is not finished."""
@@ -123,7 +124,7 @@ class RunDir:
         return self.stage("train") / "answers" / f"step-{step:06d}.jsonl"
 
     def evaluation(self, name: str) -> Path:
-        """Return the folder with the answers and scores of `base` or `tuned`."""
+        """Return the folder with the answers and scores of `base`, `tuned` or the model of another seed."""
         return self.stage("evaluate") / name
 
     def incumbent(self, version: str) -> Path:
@@ -139,12 +140,17 @@ class RunDir:
         """Return the folder with the answers and scores of a model that the run did not train, by its digest."""
         return self.path / "comparisons" / digest[:16]
 
+    def replicate(self, seed: int) -> "RunDir":
+        """Return the folder of the training with a further seed, on the run's prepared rows."""
+        folder = self.stage("replicate") / f"seed-{seed}"
+        return RunDir(folder, self.recipe_folder, prepared=self.stage("prepare"))
+
     def further_set(self, name: str) -> "RunDir":
         """Return the folder of a further held-out set of `evaluate.also`; its rows lie in it as those of a run do."""
         return RunDir(self.path / "also" / name, self.recipe_folder)
 
     def set_evaluation(self, name: str, model: str) -> Path:
-        """Return the folder with the answers and scores of `base` or `tuned` on a further held-out set."""
+        """Return the folder with a model's answers and scores on a further held-out set."""
         return self.stage("evaluate") / "also" / name / model
 
     def track(self, name: str) -> Path:

@@ -1,6 +1,6 @@
 """The stages of a run in order, one row each. Everything that lists, runs, shows or submits stages reads this table.
 
-prepare -> train -> evaluate -> report -> promote -> report
+prepare -> train -> replicate -> evaluate -> report -> promote -> report
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ class Stage:
     """A stage of a run.
 
     Attributes:
-        name: its folder, its module in `package`, the function there that runs it and, if it is optional, its section
-            of the recipe.
+        name: its folder, its module in `package` and the function there that runs it.
         summary: the help text of its command.
         activity: the stage as a noun in a sentence: "this run stopped before training".
         package: has the module of the stage, which is imported only when it runs, and a light module `inputs` with a
@@ -22,7 +21,8 @@ class Stage:
         on_all_ranks: all processes of a run work at it; other stages run on rank 0 alone.
         keeps_result: its result is never replaced. If its inputs have changed, the run is refused.
         reads_outside: its inputs include files outside the run, which are looked for before anything is written.
-        is_optional: it is skipped if the recipe has no section of its name, and no command ends with it.
+        key: the key of the recipe without which it is skipped; empty if it is never skipped.
+        has_command: whether a command ends with it.
         is_reported: the report is written after it.
     """
 
@@ -34,16 +34,17 @@ class Stage:
     on_all_ranks: bool = False
     keeps_result: bool = False
     reads_outside: bool = False
-    is_optional: bool = False
+    key: str = ""
+    has_command: bool = True
     is_reported: bool = False
 
     @property
     def command(self) -> str:
         """The command that takes a run up to this stage; `tunesmith promote` is for promoting by hand."""
-        return "run" if self.is_optional else self.name
+        return self.name if self.has_command else "run"
 
 
-PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
+PREPARE, TRAIN, REPLICATE, EVALUATE, PROMOTE = STAGES = (
     Stage(
         "prepare", "Read, split, render and check the rows.", activity="preparing the data", package="tunesmith.data",
         keeps_result=True, reads_outside=True,
@@ -53,12 +54,16 @@ PREPARE, TRAIN, EVALUATE, PROMOTE = STAGES = (
         unit="step", on_all_ranks=True, keeps_result=True,
     ),
     Stage(
+        "replicate", "Train with the further seeds of `replicates`, after `train`.", activity="training further seeds",
+        package="tunesmith.replicate", unit="step", on_all_ranks=True, key="replicates",
+    ),
+    Stage(
         "evaluate", "Compare base and tuned on the test rows, after `train`.", activity="evaluation",
         package="tunesmith.evaluate", unit="answer", on_all_ranks=True, reads_outside=True, is_reported=True,
     ),
     Stage(
         "promote", "Register the tuned model, after `evaluate`.", activity="promotion", package="tunesmith.promote",
-        is_optional=True, is_reported=True,
+        key="promote", has_command=False, is_reported=True,
     ),
 )  # fmt: skip
 

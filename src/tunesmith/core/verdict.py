@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 MAX_FAILED_SHARE = 0.05
+MIN_SEEDS = 3
+"""The smallest number of training seeds that shows how much training varies."""
 # Fields of a comparison that its entry of `metrics` lacks.
 _NOT_OF_EVERY_METRIC = ("min_gain", "failed", "by_row", "improved", "worsened")
+_ONLY_OF_SEVERAL_SEEDS = ("seeds", "seeds_needed")
 
 Health = Mapping[str, Mapping[str, Any]]
 """{"base" | "tuned": counts of empty, cut-off and failed answers}."""
@@ -15,6 +18,17 @@ Health = Mapping[str, Mapping[str, Any]]
 def too_many_failed(failed: int, rows: int) -> bool:
     """Return whether more than `MAX_FAILED_SHARE` of all rows failed: the others do not represent the test set."""
     return failed > MAX_FAILED_SHARE * rows
+
+
+@dataclass(frozen=True, slots=True)
+class SeedGain:
+    """The score and the gain of the model that was trained with one seed; the interval covers the choice of rows."""
+
+    seed: int
+    tuned: float
+    gain: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,9 @@ class Comparison:
         min_gain: the gain that the interval must exceed.
         by_row: the interval if each row counted as independent; None if it was not computed.
         improved, worsened: rows with a higher and a lower score; None if read from verdict.json, which lacks them.
+        seeds: the gain of each seed if several were trained, the run's own first. Then `tuned` and `gain` are means
+            over the seeds, and the interval covers the choice of rows and of seeds.
+        seeds_needed: an estimate of how many seeds would settle the verdict; None if rows would, or if none is given.
     """
 
     metric: str
@@ -51,11 +68,18 @@ class Comparison:
     by_row: tuple[float, float] | None = None
     improved: int | None = None
     worsened: int | None = None
+    seeds: tuple[SeedGain, ...] = ()
+    seeds_needed: int | None = None
 
     @property
     def too_many_failed(self) -> bool:
         """Whether so many rows failed that the compared rows do not represent the test set."""
         return too_many_failed(self.failed, self.rows + self.failed)
+
+    @property
+    def own(self) -> SeedGain | None:
+        """The gain of the run's own model; None unless several seeds were trained. The verdict is about their mean."""
+        return self.seeds[0] if self.seeds else None
 
     @property
     def verdict(self) -> Literal["better", "not_better", "cannot_tell"]:
@@ -69,7 +93,9 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as an entry of `metrics` in verdict.json."""
-        return {key: value for key, value in asdict(self).items() if key not in _NOT_OF_EVERY_METRIC}
+        left_out = {*_NOT_OF_EVERY_METRIC, *(() if self.seeds else _ONLY_OF_SEVERAL_SEEDS)}
+        entry = {key: value for key, value in asdict(self).items() if key not in left_out}
+        return {**entry, "seeds": list(entry["seeds"])} if self.seeds else entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +113,13 @@ class Guard:
 
     @property
     def passed(self) -> bool:
-        """Whether the interval excludes a larger drop. If too many rows failed, it does not."""
-        return self.comparison.low >= -self.max_drop and not self.comparison.too_many_failed
+        """Whether the interval excludes a larger drop, also that of the run's own model if several seeds were trained.
+
+        If too many rows failed, it does not.
+        """
+        own = self.comparison.own
+        low = self.comparison.low if own is None else min(self.comparison.low, own.low)
+        return low >= -self.max_drop and not self.comparison.too_many_failed
 
     def to_json(self) -> dict[str, Any]:
         """Return the guard as an entry of `guards` in verdict.json."""

@@ -125,6 +125,8 @@ def _consistent(found: Comparison, name: str) -> Comparison:
     if not found.low <= found.gain <= found.high:
         interval = f"{found.low:+.4g} to {found.high:+.4g}"
         raise ValueError(f"`{name}.gain` is {found.gain:+.4g}, outside its interval {interval}")
+    if any(not seed.low <= seed.gain <= seed.high for seed in found.seeds):
+        raise ValueError(f"`{name}.seeds` has a gain outside its interval")
     if found.failed < 0 or not 1 <= found.groups <= found.rows:
         raise ValueError(f"`{name}` counts {found.rows} rows in {found.groups} groups, {found.failed} of them failed")
     return found

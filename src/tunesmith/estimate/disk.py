@@ -23,11 +23,11 @@ class DiskEstimate:
 
 
 def checkpoints_gib(recipe: Recipe, shapes: Shapes, trainable_parameters: int, total_steps: int) -> float:
-    """Return the disk space of a run: the checkpoints it keeps, the best one, and one that is being written."""
+    """Return the disk space of a run: for each seed the checkpoints it keeps, the best one, and one being written."""
     checkpoints = min(recipe.train.keep_checkpoints + 2, total_steps + 1)
     state = optimizer_state_gib(recipe, trainable_parameters, hidden_parameters(recipe, shapes))
     size = trainable_parameters * 4 / _GIB + state
-    return checkpoints * size + _OTHER_GIB
+    return (recipe.replicates or 1) * checkpoints * size + _OTHER_GIB
 
 
 def free_gib(path: Path) -> float:

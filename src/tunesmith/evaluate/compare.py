@@ -10,7 +10,7 @@ from tunesmith.scoring.metric import as_lists
 from tunesmith.scoring.metrics import answer_metrics, is_lower_better, likelihood_metrics
 from tunesmith.scoring.row_scores import Scores, VerdictSettings, compare, compared_rows, group_changes
 from tunesmith.scoring.samples import passes_of
-from tunesmith.scoring.verdict import failed_text, reasons_of, rows_needed_text
+from tunesmith.scoring.verdict import failed_text, needed_text, reasons_of
 
 Answer = Mapping[str, Any]
 
@@ -19,6 +19,7 @@ def compare_models(
     recipe: Recipe,
     base: Scores,
     tuned: Scores,
+    by_seed: Mapping[int, Scores] | None = None,
     *,
     groups: Sequence[str],
     min_gain: float,
@@ -27,6 +28,7 @@ def compare_models(
     """Compare base and tuned in all metrics; return the verdict without health, digests and conditions.
 
     Args:
+        by_seed: the rows of each seed, if several were trained and `tuned` has their means.
         groups: the group of each row.
         min_gain: the gain in the primary metric that the interval must exceed.
         lower_is_better: custom metrics whose lower values are better. Gains are improvements in any direction.
@@ -39,8 +41,9 @@ def compare_models(
         is_primary = name == settings.primary
         limits = VerdictSettings(min_gain if is_primary else 0.0, settings.confidence, recipe.seed)
         metrics[name] = compare(
-            name, base, tuned, lower_is_better=name in lower, settings=limits, groups=groups, by_row=is_primary
-        )
+            name, base, tuned, lower_is_better=name in lower, settings=limits, groups=groups, by_row=is_primary,
+            by_seed=by_seed,
+        )  # fmt: skip
     primary = metrics[settings.primary]
     guards = tuple(Guard(metrics[guard.metric], guard.max_drop) for guard in settings.guards)
     grouping = None
@@ -89,5 +92,10 @@ def guard_reason(guard: Guard) -> str:
     change = guard.comparison
     if guard.set is not None and change.too_many_failed:
         return f"guard: {guard.name}: {failed_text(change)}"
-    text = f"guard: {guard.name} may be worse by {-change.low:.4f}, which is more than max_drop {guard.max_drop:g}"
-    return f"{text}; {rows_needed_text(change)}" if guard.set is not None and change.groups_needed else text
+    low, of_model = change.low, ""
+    if change.own is not None and low >= -guard.max_drop:
+        low, of_model = change.own.low, f" for the run's own model, of seed {change.own.seed}"
+    limit = f"more than max_drop {guard.max_drop:g}"
+    text = f"guard: {guard.name} may be worse by {-low:.4f}{of_model}, which is {limit}"
+    needed = needed_text(change) if guard.set is not None else None
+    return f"{text}; {needed}" if needed else text

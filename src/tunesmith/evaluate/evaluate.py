@@ -1,4 +1,7 @@
-"""The stage `evaluate`: base and tuned answer the same test rows by the same code; their scores give the verdict."""
+"""The stage `evaluate`: base and tuned answer the same test rows by the same code; their scores give the verdict.
+
+With `replicates`, the models of all seeds answer them, too.
+"""
 
 import time
 from dataclasses import replace
@@ -18,6 +21,7 @@ from tunesmith.evaluate.incumbent_verdict import IncumbentComparison
 from tunesmith.evaluate.inputs import inputs
 from tunesmith.evaluate.model_outputs import response_stats
 from tunesmith.evaluate.model_scores import TestRows, evaluation_conditions, run_model, write_scores
+from tunesmith.evaluate.replicates import replicate_models, tuned_scores
 from tunesmith.fetch.reference import resolve_base, resolve_tuned
 from tunesmith.inference.prompts import read_selected_rows
 from tunesmith.inference.scorer import Scorer
@@ -37,6 +41,7 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     stage_inputs, group = inputs(recipe, run), current_group()
     group.require_equal(stage_inputs)
     models = {"base": resolve_base(run, recipe.model.base), "tuned": resolve_tuned(run)}
+    models |= replicate_models(recipe, run)
     tokenizer = load_tokenizer(models["base"], recipe.model)
     task = task_for(recipe.data, tokenizer)
     scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run, stage="evaluate")
@@ -54,16 +59,16 @@ def evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         return {}
     outputs = {name: asked_model[0] for name, asked_model in asked_models.items()}
     scores = {name: write_scores(run.evaluation(name), examples, output, scorer) for name, output in outputs.items()}
-    groups = [example.group for example in examples]
     verdict = compare_models(
-        recipe, **scores, groups=groups, min_gain=recipe.min_gain, lower_is_better=scorer.lower_is_better
-    )
+        recipe, scores["base"], *tuned_scores(recipe, scores), groups=[example.group for example in examples],
+        min_gain=recipe.min_gain, lower_is_better=scorer.lower_is_better,
+    )  # fmt: skip
     conditions, reasons = evaluation_conditions(recipe), verdict.reasons
     if quantization := conditions["quantization"]:
         reasons += (f"base and tuned were both evaluated with weights in {quantization}",)
     stats = {name: response_stats(answers) for name, (answers, _) in outputs.items()}
     digests = {"questions": test.prompts.digest, **{name: model.digest() for name, model in models.items()}}
-    corpus = corpus_scores(scorer.names, *(answers for answers, _ in outputs.values()))
+    corpus = corpus_scores(scorer.names, *(outputs[name][0] for name in ("base", "tuned")))
     verdict = replace(verdict, reasons=reasons, corpus=corpus, health=stats, digests=digests, conditions=conditions)
     verdict = judge_sets(verdict, sets, run, {name: further for name, (_, *further) in asked_models.items()})
     verdict = judge_tasks(verdict, recipe, harness)

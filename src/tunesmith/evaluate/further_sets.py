@@ -15,6 +15,7 @@ from tunesmith.distributed.process_group import current_group
 from tunesmith.evaluate.compare import compare_models, guard_reason
 from tunesmith.evaluate.model_outputs import response_stats
 from tunesmith.evaluate.model_scores import FurtherRows, Outputs, TestRows, write_scores
+from tunesmith.evaluate.replicates import tuned_scores
 from tunesmith.inference.prompts import read_selected_rows
 from tunesmith.inference.scorer import Scorer
 from tunesmith.recipe.also import recipe_of_set
@@ -53,14 +54,17 @@ def judge_sets(verdict: Verdict, sets: Sets, run: RunDir, outputs: Mapping[str, 
     for index, (name, (test, max_drop)) in enumerate(sets.items()):
         recipe = test.recipe
         scorer = Scorer(answer_metrics(recipe.evaluate.metrics), recipe, run.further_set(name), stage="evaluate")
-        base, tuned = (
-            write_scores(run.set_evaluation(name, model), test.examples, outputs[model][index], scorer)
-            for model in ("base", "tuned")
-        )
+        scores = {
+            model: write_scores(run.set_evaluation(name, model), test.examples, outputs[model][index], scorer)
+            for model in outputs
+        }
         groups = [example.group for example in test.examples]
         lower = scorer.lower_is_better
-        found = compare_models(recipe, base, tuned, groups=groups, min_gain=-max_drop, lower_is_better=lower)
-        answered = ("base", "tuned") if test.prompts.examples else ()
+        found = compare_models(
+            recipe, scores["base"], *tuned_scores(recipe, scores), groups=groups, min_gain=-max_drop,
+            lower_is_better=lower,
+        )  # fmt: skip
+        answered = outputs if test.prompts.examples else ()
         health = {model: response_stats(outputs[model][index][0]) for model in answered}
         result = SetResult(len(test.examples), found.metrics, health)
         verdict = with_set(verdict, result, Guard(found.primary, max_drop, name))

@@ -17,7 +17,14 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "min_gain": recipe.min_gain,
         "prepare": digest_of((run.manifest("prepare") or {}).get("files")),
         "train": digest_of((run.manifest("train") or {}).get("files")),
+        **(_replicates(recipe, run) if recipe.replicates else {}),
         **({"also": digest_of(sets)} if (sets := set_inputs(recipe, run)) else {}),
         **task_inputs(recipe, run),
         **scoring_inputs(recipe.evaluate.all_metrics, recipe, run),
     }
+
+
+def _replicates(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return the seeds and the digest of their models; fewer seeds than before leave the models as they are."""
+    manifest = run.manifest("replicate") or {}
+    return {"seeds": list(recipe.further_seeds), "replicate": digest_of(manifest.get("files"))}

@@ -90,7 +90,7 @@ def resolve_base(run: RunDir, reference: str, *, weights: bool = True) -> ModelF
     opening = _Opening(run.recipe_folder, weights)
     if recorded is None:
         return _resolve(reference, opening)
-    pin = Pin(**recorded["pin"]).absolute_in(run.path)
+    pin = Pin(**recorded["pin"]).absolute_in(run.stage("prepare").parent)
     if pin.is_path and _is_in(reference.removeprefix("run:"), run.recipe_folder):
         return _resolve(reference, opening)
     ways: list[_Way] = [partial(_open_pin, pin, reference, opening)]

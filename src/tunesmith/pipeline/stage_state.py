@@ -13,10 +13,19 @@ from tunesmith.train.inputs import require_same_inputs
 
 
 def wanted_stages(recipe: Recipe, until: str | None = None) -> list[Stage]:
-    """Return the stages that a recipe asks for, up to the stage named `until`."""
+    """Return the stages that a recipe asks for, up to the stage named `until`.
+
+    Raises:
+        RecipeError: the recipe does not ask for the stage named `until`.
+    """
     names = [stage.name for stage in STAGES]
     stages = STAGES if until is None else STAGES[: names.index(until) + 1]
-    return [stage for stage in stages if not stage.is_optional or getattr(recipe, stage.name) is not None]
+    wanted = [stage for stage in stages if not stage.key or getattr(recipe, stage.key) is not None]
+    if until is not None and wanted[-1] is not stages[-1]:
+        key = stages[-1].key
+        hint = f"set `{key}` in the recipe"
+        raise RecipeError(f"the recipe does not ask for `{until}`", where=key, hint=hint, code="missing-key")
+    return wanted
 
 
 def stage_inputs(stage: Stage, recipe: Recipe, run: RunDir) -> dict[str, Any]:

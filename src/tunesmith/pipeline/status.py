@@ -10,7 +10,7 @@ from tunesmith.core.errors import DamagedFile, Interrupted
 from tunesmith.core.locks import lock_holder
 from tunesmith.core.progress import format_duration
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.stages import Stage, stage_named
+from tunesmith.core.stages import REPLICATE, Stage, stage_named
 from tunesmith.pipeline.stage_state import wanted_stages
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schedule import plan_steps
@@ -135,7 +135,7 @@ def _stage_status(
     recipe: Recipe, run: RunDir, stage: Stage, job: StageJob | None, *, is_next: bool, writer: str | None
 ) -> StageStatus:
     """Return the status of a stage; `is_next` says that all stages before it are done."""
-    name, facts = stage.name, _PROGRESS[stage.unit](recipe, run) if stage.unit and is_next else {}
+    name, facts = stage.name, _progress(stage, recipe, run) if is_next else {}
     state = None
     if job is not None:
         state = job.state if client.is_available() else client.JobState(client.GONE)
@@ -168,6 +168,30 @@ def _ended_label(job: client.JobState, code: int | None) -> str:
     return "failed" if code is not None or client.is_available() else "unknown"
 
 
+def _progress(stage: Stage, recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return the progress of a stage; empty if it shows none."""
+    if stage is REPLICATE:
+        return _replicate_progress(recipe, run)
+    return {"step": _training_progress, "answer": _evaluation_progress, "": lambda *_: {}}[stage.unit](recipe, run)
+
+
+def _replicate_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Return the progress of all further seeds: the steps of all, and the loss and the speed of the last that began."""
+    folders = [run.replicate(seed) for seed in recipe.further_seeds]
+    begun = [facts for facts in (_training_progress(recipe, folder) for folder in folders) if facts]
+    if not begun:
+        return {}
+    last, steps = begun[-1], begun[-1]["done_of"][1]
+    done = steps * (len(begun) - 1) + (steps if folders[len(begun) - 1].manifest("train") else last["done_of"][0])
+    progress = {**last, "done_of": (done, steps * len(folders)), "stopped_early": None}
+    left = steps - last["done_of"][0]
+    all_left = steps * len(folders) - done
+    progress["seconds_left"] = (
+        round(last["seconds_left"] / left * all_left, 1) if left and "seconds_left" in last else None
+    )
+    return progress
+
+
 def _training_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return the progress of training from the end of `metrics.jsonl`."""
     prepared = run.manifest("prepare")
@@ -194,18 +218,13 @@ def _training_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _evaluation_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Return how many answers of base and tuned are written, over all ranks."""
+    """Return how many answers of all models are written, over all ranks."""
     prepared = run.manifest("prepare") or {}
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
-    files = [path for name in ("base", "tuned") for path in run.evaluation(name).glob("generations*.jsonl")]
-    return (
-        {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), 2 * rows * recipe.evaluate.samples)}
-        if files
-        else {}
-    )
-
-
-_PROGRESS = {"step": _training_progress, "answer": _evaluation_progress}  # by the unit of a stage
+    models = ["base", "tuned", *(run.replicate(seed).path.name for seed in recipe.further_seeds)]
+    files = [path for name in models for path in run.evaluation(name).glob("generations*.jsonl")]
+    total = len(models) * rows * recipe.evaluate.samples
+    return {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), total)} if files else {}
 
 
 def _log_excerpt(log: Path, *, ended: bool) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class Evidence:
         gain: the gain beyond `promote.min_gain` that is detected with a probability of 80 %; None if it is unknown,
             or if there are too few units for any verdict.
         rows_for_half: rows that detect half of it, if groups stay as large as they are.
+        seeds: training seeds that the verdict covers. How much they differ is unknown before the run.
     """
 
     metric: str
@@ -35,6 +36,7 @@ class Evidence:
     spread: float | None
     gain: float | None
     rows_for_half: int | None
+    seeds: int = 1
 
 
 def estimate_evidence(recipe: Recipe, rows: UsedRows) -> Evidence:
@@ -47,8 +49,8 @@ def estimate_evidence(recipe: Recipe, rows: UsedRows) -> Evidence:
         gain = detectable_gain(units, spread, settings.confidence)
     if spread is not None and gain is not None:
         half = round(units_needed(gain / 2, spread, settings.confidence) * len(chosen) / units)
-    all_rows = len({entry.id for entry in rows.ledger_entries("test")})
-    return Evidence(settings.primary, len(chosen), all_rows, units, spread, gain, half)
+    all_rows, seeds = len({entry.id for entry in rows.ledger_entries("test")}), recipe.replicates or 1
+    return Evidence(settings.primary, len(chosen), all_rows, units, spread, gain, half, seeds)
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -58,6 +60,8 @@ def evidence_text(evidence: Evidence) -> str:
         rows += f" in {evidence.units:,} groups"
     if evidence.gain is None or evidence.rows_for_half is None:
         return f"the gain in {evidence.metric} that can be detected with {rows} is unknown before the run"
+    if evidence.seeds > 1:
+        rows += f", if the {evidence.seeds} seeds hardly differ"
     half = f"evaluate.rows: {_rounded(evidence.rows_for_half)}"
     if evidence.rows_for_half > evidence.all_rows:
         half = f"about {_rounded(evidence.rows_for_half):,} test rows are needed, and there are {evidence.all_rows:,}"

@@ -97,8 +97,8 @@ class RunPlan:
 
     @property
     def training_tokens(self) -> int:
-        """The number of tokens that training reads."""
-        return round(self.rows.tokens["train"] * self.steps.epochs)
+        """The number of tokens that training reads, for all seeds."""
+        return self.workload.seeds * round(self.rows.tokens["train"] * self.steps.epochs)
 
     @property
     def seconds(self) -> tuple[float, float] | None:

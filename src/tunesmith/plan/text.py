@@ -104,7 +104,8 @@ def steps_text(steps: StepPlan, workload: Workload, select_best_by: str) -> str:
     """Return the number of steps, when the run validates and saves, and which checkpoint becomes its result."""
     decay = f", decay {steps.decay_steps}" if steps.decay_steps else ""
     at_most = "at most " if steps.can_stop_early else ""
-    text = f"{at_most}{steps.total_steps} ({steps.epochs:.2f} epochs), warmup {steps.warmup_steps}{decay}"
+    seeds = f" for each of {workload.seeds} seeds" if workload.seeds > 1 else ""
+    text = f"{at_most}{steps.total_steps}{seeds} ({steps.epochs:.2f} epochs), warmup {steps.warmup_steps}{decay}"
     saving = f"checkpoint every {steps.save_every_steps}"
     if not workload.all_valid_rows:
         return f"{text}, {saving}; keeps the last one, as there are no valid rows to select it by"
@@ -123,8 +124,9 @@ def tokens_text(training_tokens: int, workload: Workload) -> str:
         text += f", {workload.all_valid_tokens:,} for validation ({workload.validations} x {workload.valid_tokens:,})"
     if workload.valid_rows < workload.all_valid_rows:
         text += f" on {workload.valid_rows:,} of {workload.all_valid_rows:,} valid rows, see train.valid_loss_rows"
-    models = f"base, tuned and {workload.incumbent}" if workload.incumbent else "base and tuned"
-    rows = f"{workload.test_rows:,} test rows by {models}"
+    models = ["base", "tuned" if workload.seeds == 1 else f"{workload.seeds} tuned models"]
+    models += [workload.incumbent] if workload.incumbent else []
+    rows = f"{workload.test_rows:,} test rows by {', '.join(models[:-1])} and {models[-1]}"
     if workload.answered_valid_rows:
         rows += f", {workload.answered_valid_rows:,} valid rows {workload.validations} times"
     return f"{text}; at most {workload.generated_tokens[1]:,} generated ({rows})"

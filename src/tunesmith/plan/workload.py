@@ -26,7 +26,7 @@ class Workload:
         valid_rows: number of rows on which each validation measures the loss, of `all_valid_rows`.
         valid_tokens: tokens that each validation reads.
         answered_valid_rows: number of rows that each validation answers for `train.valid_metrics`.
-        test_rows: number of test rows that base and tuned answer.
+        test_rows: number of test rows that base and tuned answer, with `replicates` the tuned model of each seed.
         incumbent: the version of the registry that answers the test rows, too; None if none does.
         read_tokens: tokens of test rows that all models read for likelihood metrics.
         generated_tokens: number of tokens of all answers: if they are as long as the references, and the maximum.
@@ -34,6 +34,7 @@ class Workload:
         is_measured: whether an earlier run on this machine measured the speed of validation; otherwise
             `validation_seconds` is an upper bound, at the speed of training.
         generation_seconds: time to generate `generated_tokens`; None if this model has never generated on this machine.
+        seeds: number of seeds that are trained; validations, tokens and seconds are those of all of them.
     """
 
     validations: int
@@ -48,6 +49,7 @@ class Workload:
     validation_seconds: float | None
     is_measured: bool
     generation_seconds: tuple[float, float] | None
+    seeds: int = 1
 
     @property
     def all_valid_tokens(self) -> int:
@@ -70,7 +72,8 @@ def estimate_workload(
         sets: the rows of further held-out sets, and the set as a recipe.
         incumbent: the version that a promotion would replace; it is not asked about the further sets.
     """
-    train = recipe.train
+    train, seeds = recipe.train, recipe.replicates or 1
+    validations, models = seeds * steps.validations, 1 + seeds
     valid_ids = [str(entry.id) for entry in rows.ledger_entries("valid")]
     lengths = [entry.tokens for entry in rows.ledger_entries("valid")]
     tokens = sum(entry.tokens for entry in rows.ledger_entries("train")) * steps.epochs
@@ -79,25 +82,26 @@ def estimate_workload(
     answered_valid_rows = min(len(set(valid_ids)), train.valid_rows) if train.valid_metrics else 0
     own = _evaluation(recipe, rows, unscored=UNSCORED_ANSWERS)
     further = [_evaluation(set_recipe, set_rows, unscored=0) for set_recipe, set_rows in sets]
-    valid_answers = steps.validations * answered_valid_rows
+    valid_answers = validations * answered_valid_rows
     asked = incumbent.version if incumbent is not None and incumbent.is_asked else None
-    parts = [(3 if asked else 2, own), *((2, part) for part in further)]
-    expected = valid_answers * own.expected + sum(models * part.answers * part.expected for models, part in parts)
-    at_most = valid_answers * own.limit + sum(models * part.answers * part.limit for models, part in parts)
-    read_tokens = sum(models * part.read_tokens for models, part in parts)
+    parts = [(models + (1 if asked else 0), own), *((models, part) for part in further)]
+    expected = valid_answers * own.expected + sum(count * part.answers * part.expected for count, part in parts)
+    at_most = valid_answers * own.limit + sum(count * part.answers * part.limit for count, part in parts)
+    read_tokens = sum(count * part.read_tokens for count, part in parts)
     validation = generation = None
     if speed is not None and cluster.total_tokens_per_second is not None:
         reading = speed.reading * cluster.processes if speed.reading else cluster.total_tokens_per_second[0]
-        validation = steps.validations * valid_tokens / reading
+        validation = validations * valid_tokens / reading
         if speed.writing:
             writing = speed.writing * cluster.processes
             reading_seconds = read_tokens / reading
             generation = expected / writing + reading_seconds, at_most / writing + reading_seconds
     return Workload(
-        validations=steps.validations, valid_rows=len(valid), all_valid_rows=len(valid_ids),
+        validations=validations, valid_rows=len(valid), all_valid_rows=len(valid_ids),
         valid_tokens=valid_tokens, answered_valid_rows=answered_valid_rows, test_rows=own.rows, incumbent=asked,
         read_tokens=read_tokens, generated_tokens=(round(expected), at_most),
         validation_seconds=validation, is_measured=bool(speed and speed.reading), generation_seconds=generation,
+        seeds=seeds,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import ModelFolder, resolve_tuned
 from tunesmith.promote.inputs import inputs
 from tunesmith.promote.mirror import mirror
-from tunesmith.recipe.schema import Promote, Recipe
+from tunesmith.recipe.promotion import Promote
+from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.gate import check_gate
 from tunesmith.registry.store import Registry, Version
 

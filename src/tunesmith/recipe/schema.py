@@ -8,19 +8,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from tunesmith.recipe.base import Date, Fraction, NonEmptyStrings, Section, checked_by, setting_error
+from tunesmith.core.verdict import MIN_SEEDS
+from tunesmith.recipe.base import Date, Fraction, NonEmptyStrings, Section, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
 from tunesmith.recipe.general_set import GENERAL, complete_general_sets
 from tunesmith.recipe.guards import Guard, HarnessTask, Name, require_distinct
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
 from tunesmith.recipe.model import Model
+from tunesmith.recipe.promotion import Promote
 from tunesmith.recipe.sampling import Sampling
 from tunesmith.recipe.template import PromptTemplate, Template
 from tunesmith.recipe.training import Train
 from tunesmith.recipe.tuning import Tuning
-from tunesmith.registry.names import check_alias
-
-Alias = Annotated[str, checked_by(check_alias)]
 
 
 class DataBase(Section):
@@ -302,21 +301,6 @@ class Evaluate(Section):
         return value
 
 
-class Promote(Section):
-    """Promotion of a tuned model that is better than the base."""
-
-    model: Name = Field(description="Name of the model in the registry.")
-    alias: Alias = Field("staging", description="Alias that is moved to the new version.")
-    min_gain: float = Field(0.0, description="The gain over the base, with its whole interval, must be above this.")
-    against: tuple[Literal["base", "incumbent"], ...] = Field(
-        ("base", "incumbent"),
-        min_length=1,
-        description="What the tuned model must be better than: its `base`, and the `incumbent`, the version that the "
-        "alias points at. The incumbent answers the same rows; the interval of the gain over it must be above 0.",
-    )
-    mirror: Literal["mlflow"] | None = Field(None, description="Second registry for the version (extra `mlflow`).")
-
-
 class Recipe(Section):
     """A run, from rows to a promoted model."""
 
@@ -333,6 +317,18 @@ class Recipe(Section):
         description="Trackers in addition to `metrics.jsonl`; each needs the extra of its name. See docs/tracking.md.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the split, row order, initial adapter and dropout.")
+
+    replicates: int | None = Field(
+        None,
+        ge=MIN_SEEDS,
+        description="Number of seeds to train with, `seed` and those that follow it: 3 or more. All models answer the "
+        "same test rows, and the verdict covers rows and seeds. Default: one seed is trained. See docs/verdict.md.",
+    )
+
+    @property
+    def further_seeds(self) -> tuple[int, ...]:
+        """The seeds of `replicates` after the recipe's own."""
+        return tuple((self.seed + number) % 2**63 for number in range(1, self.replicates or 1))
 
     @property
     def decoding(self) -> Evaluate:

@@ -1,7 +1,9 @@
 """The gate before an alias moves: the verdict must be complete and `better`, or the move forced with a reason."""
 
+from dataclasses import replace
+
 from tunesmith.core.errors import DamagedFile, RecipeError, VerdictRefused
-from tunesmith.core.verdict import Comparison, Guard
+from tunesmith.core.verdict import Comparison, Guard, SeedGain
 from tunesmith.core.verdict_reader import parse_verdict
 
 
@@ -36,7 +38,10 @@ def refusal_reasons(stored: object) -> list[str]:
         verdict = parse_verdict(stored)
     except DamagedFile as error:
         return [error.message]
-    problems = [] if verdict.primary.verdict == "better" else [_not_better(verdict.primary)]
+    primary = verdict.primary
+    problems = [] if primary.verdict == "better" else [_not_better(primary)]
+    if not problems and primary.own is not None and primary.own.low <= primary.min_gain:
+        problems.append(_own_not_better(primary.own, primary))
     problems += [_guard_broken(guard) for guard in verdict.guards if not guard.passed]
     return [*problems, *verdict.reasons] if problems else []
 
@@ -46,15 +51,33 @@ def _not_better(primary: Comparison) -> str:
     return f"{words[primary.verdict]}: {_measurement_text(primary)}"
 
 
+def _own_not_better(own: SeedGain, primary: Comparison) -> str:
+    """Return why the model to promote is refused although the mean over the seeds is better."""
+    return (
+        f"the mean over {len(primary.seeds)} seeds is better, but the model of seed {own.seed}, which would be "
+        f"promoted, is not shown to be: {_measurement_text(_own_change(own, primary))}"
+    )
+
+
+def _own_change(own: SeedGain, mean: Comparison) -> Comparison:
+    return replace(mean, tuned=own.tuned, gain=own.gain, low=own.low, high=own.high, seeds=())
+
+
 def _guard_broken(guard: Guard) -> str:
-    change = _measurement_text(guard.comparison)
+    comparison = guard.comparison
+    change = _measurement_text(comparison)
+    if comparison.own is not None and comparison.low >= -guard.max_drop:
+        change = (
+            f"the model of seed {comparison.own.seed}: {_measurement_text(_own_change(comparison.own, comparison))}"
+        )
     where = "" if guard.set is None else f" on the held-out set {guard.set}"
     return f"guard broken{where}: {change}, which may be worse by at most {guard.max_drop:.4g}"
 
 
 def _measurement_text(comparison: Comparison) -> str:
     interval = f"{100 * comparison.confidence:.4g} % interval {comparison.low:+.4g} to {comparison.high:+.4g}"
+    seeds = f", {len(comparison.seeds)} seeds" if comparison.seeds else ""
     return (
         f"{comparison.metric} {comparison.base:.4g} -> {comparison.tuned:.4g}, "
-        f"gain {comparison.gain:+.4g} ({interval}, {comparison.rows} rows)"
+        f"gain {comparison.gain:+.4g} ({interval}, {comparison.rows} rows{seeds})"
     )

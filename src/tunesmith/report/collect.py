@@ -44,7 +44,7 @@ def collect(run: RunDir) -> RunView:
         resolved=resolved,
         settings=settings,
         environment=files.read(run.environment) or {},
-        stages=tuple(_stage(files, stage, settings) for stage in stages.STAGES),
+        stages=tuple(_stage(files, stage, settings) for stage in stages.STAGES if _is_shown(stage, settings)),
         prepared=files.manifest("prepare"),
         unused_rows=_unused_rows(run.ledger),
         samples=tuple(files.read(run.stage("prepare") / "samples.json") or ()),
@@ -107,12 +107,17 @@ def _settings(resolved: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
+def _is_shown(stage: stages.Stage, settings: dict[str, Any]) -> bool:
+    """Return whether a report lists a stage: few recipes ask for further seeds, so the others do not mention them."""
+    return stage is not stages.REPLICATE or bool(settings.get(stage.key))
+
+
 def _stage(files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> StageStatus:
     manifest = files.manifest(stage.name)
     state: StageState = "missing"
     if manifest:
         state = "done"
-    elif settings and stage.is_optional and not settings.get(stage.name):
+    elif settings and stage.key and not settings.get(stage.key):
         state = "not requested"
     elif files.run.stage(stage.name).exists():
         state = "unfinished"

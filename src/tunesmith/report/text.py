@@ -22,12 +22,13 @@ def side_by_side(run: RunDir, rows: int) -> str:
     blocks = ["\n".join([wording.headline(view), *wording.incumbent_sentences(view)])]
     if verdict := view.verdict:
         guards = [f"guard {'passed' if g.passed else 'FAILED'}: {wording.guard_sentence(g)}" for g in verdict.guards]
-        tables = [_metric_lines(verdict.metrics), wording.run_corpus_sentences(view), _group_lines(verdict)]
+        tables = [_metric_lines(verdict.metrics), _seed_lines(verdict)]
+        tables += [wording.run_corpus_sentences(view), _group_lines(verdict)]
         sets = [
             [*_metric_lines(found.metrics, title=wording.set_title(name, found)), *_problem_lines(found.health)]
             for name, found in verdict.also.items()
         ]
-        reasons = [wording.SCOPE, *wording.other_reasons(verdict)]
+        reasons = [wording.scope_sentence(verdict.primary), *wording.other_reasons(verdict)]
         blocks += map("\n".join, [reasons, *tables, *sets, guards, _problem_lines(verdict.health)])
     if sentence := wording.checkpoint_sentence(view.training):
         blocks.append(f"{sentence}.")
@@ -51,6 +52,18 @@ def _metric_lines(metrics: Mapping[str, Comparison], title: str = "metric") -> l
         direction = "" if found.higher_is_better else "lower is better"
         body.append([wording.metric_label(found.metric), *scores, unit.interval(found.low, found.high), direction])
     return table([head, *body])
+
+
+def _seed_lines(verdict: Verdict) -> list[str]:
+    """Return a table of the models of all seeds, if several were trained."""
+    if not verdict.primary.seeds:
+        return []
+    unit = unit_of(verdict.primary)
+    rows = [["seed", "tuned", "gain", "interval over rows", ""]]
+    for number, seed in enumerate(verdict.primary.seeds):
+        scores = [unit.value(seed.tuned), unit.change(seed.gain), unit.interval(seed.low, seed.high)]
+        rows.append([f"{seed.seed}", *scores, "" if number else "the run's own model"])
+    return table(rows)
 
 
 def _group_lines(verdict: Verdict) -> list[str]:

@@ -10,7 +10,7 @@ from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
 from tunesmith.report.view import RunView, Training
 from tunesmith.scoring.metrics import find_metric
 from tunesmith.scoring.samples import split_pass
-from tunesmith.scoring.verdict import failed_text, is_non_inferiority, reasons_of, rows_needed_text
+from tunesmith.scoring.verdict import failed_text, is_non_inferiority, needed_text, reasons_of
 
 CONCLUSIONS = {
     "better": "The tuned model is better",
@@ -116,8 +116,7 @@ def verdict_sentence(verdict: Verdict) -> str:
     sentence += "."
     if primary.failed:
         sentence += f" {failed_text(primary)}."
-    if primary.verdict == "cannot_tell" and primary.groups_needed:
-        text = rows_needed_text(primary)
+    if primary.verdict == "cannot_tell" and (text := needed_text(primary)):
         sentence += f" {text[0].upper()}{text[1:]}."
     return sentence
 
@@ -130,11 +129,27 @@ def incumbent_sentences(view: RunView) -> list[str]:
     ]
 
 
-SCOPE = (
-    "The interval covers the choice of test rows. It does not cover training: one seed was trained, and another may "
-    "give another gain."
-)
-"""The limits of a verdict, for the report and `compare`."""
+def scope_sentence(primary: Comparison) -> str:
+    """Return what the interval of a verdict covers."""
+    if not primary.seeds:
+        return (
+            "The interval covers the choice of test rows. It does not cover training: one seed was trained, and "
+            "another may give another gain."
+        )
+    return (
+        f"The interval covers the choice of test rows and training: {len(primary.seeds)} seeds were trained, and the "
+        f"score of tuned is their mean. The run's own model is that of seed {primary.seeds[0].seed}."
+    )
+
+
+def seed_sentences(view: RunView) -> list[str]:
+    """Return a sentence with the score of each seed and its gain, if several seeds were trained."""
+    if view.verdict is None or not view.verdict.primary.seeds:
+        return []
+    primary = view.verdict.primary
+    unit = unit_of(primary)
+    scores = [f"{seed.seed}: {unit.value(seed.tuned)} ({unit.points(seed.gain)})" for seed in primary.seeds]
+    return [f"{metric_label(primary.metric)} by seed: {', '.join(scores)}."]
 
 
 def other_reasons(verdict: Verdict) -> list[str]:
@@ -213,7 +228,7 @@ def pair_sentence(first: str, second: str, primary: Comparison) -> str:
     else:
         worse = "worse than" if primary.high < 0 else "not better than"
         conclusion = f"{second} is {'better than' if primary.verdict == 'better' else worse} {first}"
-    needed = f"; {rows_needed_text(primary)}" if primary.groups_needed else ""
+    needed = f"; {text}" if (text := needed_text(primary)) else ""
     left_out = f"; {failed_text(primary)}" if primary.failed else ""
     return f"{conclusion}: {_change(primary)} ({_evidence(primary)}){needed}{left_out}."
 
@@ -248,5 +263,7 @@ def _evidence(primary: Comparison) -> str:
     rows = f"{count(primary.rows)} rows"
     if primary.groups < primary.rows:
         rows += f" in {count(primary.groups)} groups"
+    if primary.seeds:
+        rows += f" and {len(primary.seeds)} seeds"
     interval = unit.interval(primary.low, primary.high)
     return f"{size}, {confidence(primary)} interval {interval}, {rows}{direction}"

@@ -71,7 +71,7 @@ class Sample:
     ) -> "Sample":
         """Make the units from arrays [rows]. At least one weight must be positive."""
         rows = np.column_stack((weights, weights * base, weights * tuned)) + 0.0  # turns -0.0 into 0.0
-        cells, counts = np.unique(rows if groups is None else _sum_by_group(rows, groups), axis=0, return_counts=True)
+        cells, counts = np.unique(rows if groups is None else sum_by_group(rows, groups), axis=0, return_counts=True)
         total, used = math.fsum(weights), cells[:, 0] > 0
         means = math.fsum(rows[:, 1]) / total, math.fsum(rows[:, 2]) / total
         bounds = _score_range(float(min(base.min(), tuned.min())), float(max(base.max(), tuned.max())))
@@ -127,11 +127,17 @@ def min_units(confidence: float) -> int:
     return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
 
 
-def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interval, Interval]:
+def gain_intervals(
+    sample: Sample, confidence: float, seed: int, half_width: Callable[[float], float] | None = None
+) -> tuple[Interval, Interval]:
     """Return the interval of the gain, and the stricter interval around it.
 
     With fewer units than a sign test needs at this confidence, both intervals span the range of possible gains. If all
     scores are in 0..1, this is assumed to be their range.
+
+    Args:
+        half_width: the half-width that an independent error adds (`seeds.py`), by the probability that the interval
+            fails. Half-widths are combined as the root of the sum of their squares.
     """
     error = 1 - confidence
     low, high = sample.gain(sample.highest, sample.lowest), sample.gain(sample.lowest, sample.highest)
@@ -144,12 +150,19 @@ def gain_intervals(sample: Sample, confidence: float, seed: int) -> tuple[Interv
     intervals = []
     for gains, share in zip(_antisymmetric_gains(sample, resamples, seed), (1, STRICT_ERROR_SHARE), strict=True):
         widened = _widened_interval(gains, gain, share * error, sample.units)
+        if half_width is not None:
+            other = half_width(share * error)
+            below, above = (math.hypot(gain - end, other) for end in widened)
+            widened = Interval(gain - below, gain + above)
         intervals.append(Interval(max(widened.low, low), min(widened.high, high)))
     return intervals[0], intervals[1]
 
 
-def _sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
-    """Add up the rows of each group: [rows, 3] -> [groups, 3]. Sums are exact, so the order of rows does not matter."""
+def sum_by_group(rows: Array, groups: Sequence[Hashable]) -> Array:
+    """Add up the rows of each group: [rows, columns] -> [groups, columns].
+
+    Sums are exact, so the order of rows does not matter.
+    """
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)

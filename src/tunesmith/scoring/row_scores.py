@@ -8,6 +8,7 @@ than `MAX_FAILED_SHARE` of the rows failed, the others do not represent the test
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from tunesmith.core.errors import DataError
 from tunesmith.core.verdict import Comparison, GroupChange, Grouping
 from tunesmith.scoring.metric import Likelihood
 from tunesmith.scoring.metrics import find_metric
+from tunesmith.scoring.replicates import replicated_verdict
 from tunesmith.scoring.verdict import paired_verdict
 
 Scores = Sequence[Mapping[str, Any]]
@@ -39,11 +41,13 @@ def compare(
     settings: VerdictSettings,
     groups: Sequence[Hashable] | None = None,
     by_row: bool = False,
+    by_seed: Mapping[int, Scores] | None = None,
 ) -> Comparison:
     """Compare paired rows on one metric. A positive gain is an improvement, even if lower values are better.
 
     Args:
         by_row: if rows are grouped, also compute the interval for independent rows.
+        by_seed: the rows of each seed, if several were trained and `tuned` has their means (`mean_rows`).
 
     Raises:
         DataError: no row was answered by both systems, or a score is not a finite number.
@@ -55,8 +59,14 @@ def compare(
     before, after = [base[row] for row in rows], [tuned[row] for row in rows]
     sign = -1.0 if lower_is_better else 1.0
     likelihood = likelihood_of(metric, before)
-    comparison = paired_verdict(
-        *(_column(metric, side, lower_is_better) for side in (before, after)),
+    column = partial(_column, metric, lower=lower_is_better)
+    tuned_columns = {seed: column([scores[row] for row in rows]) for seed, scores in (by_seed or {}).items()}
+    decide = (
+        partial(replicated_verdict, column(before), tuned_columns)
+        if tuned_columns
+        else partial(paired_verdict, column(before), column(after))
+    )
+    comparison = decide(
         groups=None if groups is None else [groups[row] for row in rows],
         weights=_weights(metric, before),
         transform=(lambda mean: sign * likelihood.value(mean)) if likelihood and likelihood.transform_mean else None,
@@ -65,13 +75,14 @@ def compare(
     )
     before_score, after_score, failed = sign * comparison.base, sign * comparison.tuned, len(base) - len(rows)
     comparison = replace(
-        comparison, base=before_score, tuned=after_score, higher_is_better=not lower_is_better, failed=failed
-    )
+        comparison, base=before_score, tuned=after_score, higher_is_better=not lower_is_better, failed=failed,
+        seeds=tuple(replace(seed, tuned=sign * seed.tuned) for seed in comparison.seeds),
+    )  # fmt: skip
     if by_row and comparison.groups < comparison.rows:
-        ungrouped = compare(metric, base, tuned, lower_is_better=lower_is_better, settings=settings)
+        ungrouped = compare(metric, base, tuned, lower_is_better=lower_is_better, settings=settings, by_seed=by_seed)
         comparison = replace(comparison, by_row=(ungrouped.low, ungrouped.high))
     if comparison.too_many_failed:
-        return replace(comparison, rows_needed=None, groups_needed=None)
+        return replace(comparison, rows_needed=None, groups_needed=None, seeds_needed=None)
     return comparison
 
 

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from tunesmith.scoring.metrics import higher_is_better as known_direction
 from tunesmith.scoring.row_scores import VerdictSettings, compare, likelihood_of
 from tunesmith.scoring.samples import split_pass
 from tunesmith.scoring.unscorable import unscorable_rows, unscorable_text
-from tunesmith.scoring.verdict import describe_verdict, failed_text, rows_needed_text
+from tunesmith.scoring.verdict import describe_verdict, failed_text, needed_text
 
 _COMPRESSION_FORMATS = {
     b"\x1f\x8b": ("gzip", "gunzip -k"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"BZh": ("bzip2", "bunzip2 -k"),
@@ -38,10 +38,11 @@ class FileVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison for `verdict --json`."""
-        by_row = self.comparison.by_row
+        found, by_row = self.comparison, self.comparison.by_row
         return {
-            **asdict(self.comparison),
-            "verdict": self.comparison.verdict,
+            **found.to_json(),
+            **{key: getattr(found, key) for key in ("min_gain", "failed", "improved", "worsened")},
+            "verdict": found.verdict,
             "direction": self.direction,
             "by_row": {"low": by_row[0], "high": by_row[1]} if by_row else None,
         }
@@ -162,8 +163,8 @@ def verdict_text(result: FileVerdict) -> str:
     scores = f"{comparison.metric} {comparison.base:.4f} -> {comparison.tuned:.4f}{direction}"
     interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}] at {comparison.confidence:.0%}"
     lines = [f"{describe_verdict(comparison)}: {scores}, gain {comparison.gain:+.4f} {interval}, {rows}"]
-    if comparison.groups_needed:
-        lines[0] += f"; {rows_needed_text(comparison)}"
+    if needed := needed_text(comparison):
+        lines[0] += f"; {needed}"
     if comparison.by_row:
         lines.append("with independent rows, the interval would be [{:+.4f}, {:+.4f}]".format(*comparison.by_row))
     if comparison.failed:

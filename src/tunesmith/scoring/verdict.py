@@ -10,7 +10,16 @@ import numpy.typing as npt
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.verdict import MAX_FAILED_SHARE, Comparison
-from tunesmith.scoring.bootstrap import Array, Interval, Sample, Transform, gain_intervals, min_units
+from tunesmith.scoring.bootstrap import (
+    STRICT_ERROR_SHARE,
+    Array,
+    Interval,
+    Sample,
+    Transform,
+    gain_intervals,
+    min_units,
+)
+from tunesmith.scoring.seeds import ONE_SEED, SeedSpread
 
 Scores = Sequence[float] | npt.NDArray[Any]
 
@@ -39,6 +48,7 @@ def paired_verdict(
     weights: Scores | None = None,
     transform: Transform | None = None,
     metric: str = "score",
+    spread: SeedSpread = ONE_SEED,
 ) -> Comparison:
     """Compare two systems on the same rows, and decide whether the tuned one is better by more than `min_gain`.
 
@@ -65,6 +75,8 @@ def paired_verdict(
         transform: increasing function from the mean to the score, such as `lambda m: -math.exp(-m)` for the negated
             perplexity from log-likelihoods.
         metric: name of the score.
+        spread: how much the gain varies with the seed of training, if `tuned` is the mean over several seeds; see
+            `replicated_verdict`.
 
     Raises:
         DataError: no rows, unequal lengths, or a value that is not a finite number.
@@ -78,11 +90,12 @@ def paired_verdict(
     _check_weights(row_weights)
     sample = Sample.from_rows(before, after, row_weights, groups, transform)
     gain = sample.gain(sample.base, sample.tuned)
-    usual, strict = gain_intervals(sample, confidence, seed)
+    usual, strict = gain_intervals(sample, confidence, seed, spread.half_width)
     low = strict.low if strict.low <= min_gain < usual.low else usual.low
     high = strict.high if usual.high <= min_gain < strict.high else usual.high
     settled = low > min_gain or high <= min_gain
-    needed = None if settled else _units_needed(sample, gain, min_gain, strict, confidence)
+    needed = None if settled else _units_needed(sample, gain, min_gain, strict, confidence, spread)
+    seeds_needed = None if settled or needed else _seeds_needed(gain, min_gain, strict, confidence, spread)
     return Comparison(
         metric=metric,
         gain=gain,
@@ -98,13 +111,17 @@ def paired_verdict(
         improved=int((after > before).sum()),
         worsened=int((after < before).sum()),
         groups_needed=needed,
+        seeds_needed=seeds_needed,
     )
 
 
-def rows_needed_text(comparison: Comparison) -> str:
-    """Return how many rows, or groups of rows, would settle a verdict; it must have `groups_needed`."""
+def needed_text(comparison: Comparison) -> str | None:
+    """Return how many rows, groups of rows or seeds would settle a verdict; None if no estimate is given."""
     groups, rows, needed = comparison.groups, comparison.rows, comparison.groups_needed
-    assert needed is not None
+    if comparison.seeds_needed is not None:
+        return f"about {comparison.seeds_needed:,} seeds would settle it (`replicates`); more rows would not"
+    if needed is None:
+        return None
     units = "rows" if groups == rows else "groups"
     text = f"about {needed:,} {units} would settle it"
     if groups < (fewest := min_units(comparison.confidence)):  # the estimate from so few units is rough
@@ -129,8 +146,8 @@ def reasons_of(comparison: Comparison) -> list[str]:
         reasons = []  # the interval of the other rows does not count
     if comparison.failed:
         reasons.append(failed_text(comparison))
-    if comparison.verdict == "cannot_tell" and comparison.groups_needed:
-        reasons.append(rows_needed_text(comparison))
+    if comparison.verdict == "cannot_tell" and (needed := needed_text(comparison)):
+        reasons.append(needed)
     return reasons
 
 
@@ -147,19 +164,39 @@ def describe_verdict(comparison: Comparison) -> str:
     return f"{words[comparison.verdict]} by more than {-comparison.min_gain:g} (non-inferiority)"
 
 
-def _units_needed(sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float) -> int | None:
+def _units_needed(
+    sample: Sample, gain: float, min_gain: float, interval: Interval, confidence: float, spread: SeedSpread
+) -> int | None:
     """Estimate the number of units with which the interval excludes `min_gain`: its width falls with their square root.
 
-    With fewer units than a sign test needs, the interval is no estimate of the noise, so the standard error is used.
+    The part of the width that is due to the seeds does not fall. With fewer units than a sign test
+    needs, the interval is no estimate of the noise, so the standard error is used.
     """
     distance, fewest = abs(gain - min_gain), min_units(confidence)
     if sample.units < fewest:
         width = NormalDist().inv_cdf((1 + confidence) / 2) * sample.standard_error(gain)
     else:
-        width = gain - interval.low if gain > min_gain else interval.high - gain
+        of_seeds = spread.half_width(STRICT_ERROR_SHARE * (1 - confidence))
+        width = _rest(gain - interval.low if gain > min_gain else interval.high - gain, of_seeds)
+        distance = _rest(distance, of_seeds)
     if distance == 0 or width**2 >= _MAX_ROWS_FACTOR * distance**2:
         return None
     return max(fewest, sample.units + 1, math.ceil(sample.units * (width / distance) ** 2))
+
+
+def _seeds_needed(
+    gain: float, min_gain: float, interval: Interval, confidence: float, spread: SeedSpread
+) -> int | None:
+    """Estimate the number of seeds with which the interval excludes `min_gain`, if the rows stay as they are."""
+    error = STRICT_ERROR_SHARE * (1 - confidence)
+    width = gain - interval.low if gain > min_gain else interval.high - gain
+    of_rows = _rest(width, spread.half_width(error))
+    return spread.seeds_needed(_rest(abs(gain - min_gain), of_rows), error) if spread.variance else None
+
+
+def _rest(width: float, part: float) -> float:
+    """Return the half-width that gives `width` together with an independent `part`; 0 if the part is larger."""
+    return math.sqrt(max(0.0, width**2 - part**2))
 
 
 def _to_array(values: Scores, name: str) -> Array:

@@ -14,6 +14,8 @@ from tunesmith.core.jsonl import read_jsonl
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Comparison
 from tunesmith.core.verdict_reader import read_verdict
+from tunesmith.evaluate.replicates import read_tuned_scores
+from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 from tunesmith.recipe.tuning import FullTuning
 from tunesmith.scoring.custom import is_custom
@@ -241,7 +243,8 @@ def _scores_and_outcome(
     `sealed` is the time at which the evaluation was finished, so that a repeated one is not answered from the cache.
     """
     run = RunDir(path)
-    base, tuned = (list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in ("base", "tuned"))
+    base = list(read_jsonl(run.evaluation("base") / "scores.jsonl"))
+    tuned, by_seed = read_tuned_scores(load_recipe(run.resolved_recipe), run)
     groups = [line["group"] for line in tuned]
     verdict = read_verdict(run.verdict)
     # A threshold on the score is a gain over a constant: 0, or for perplexity its minimum of 1.
@@ -253,7 +256,7 @@ def _scores_and_outcome(
     min_gain = origin - threshold.value if lower and not is_gain else threshold.value
     gain, score = (
         compare(
-            threshold.metric, before, tuned, groups=groups, lower_is_better=lower,
+            threshold.metric, before, tuned, groups=groups, lower_is_better=lower, by_seed=by_seed,
             settings=VerdictSettings(min_gain if threshold.quantity == kind else 0.0, each, seed),
         )
         for kind, before in (("gain", base), ("score", zeros))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
-from tests.support.verdicts import comparison, verdict, with_set
+from tests.support.verdicts import comparison, of_seeds, verdict, with_set
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import write_json
@@ -161,3 +161,24 @@ def test_error_names_the_field_and_the_contradiction() -> None:
         parse_verdict(changed("primary.low", math.nan))
     with raises(DamagedFile, "damaged-verdict", "verdict", "not_better", "'better'"):
         parse_verdict(changed("verdict", "not_better"))
+
+
+def test_seeds_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = verdict(of_seeds(0.01, 0.02, 0.03, seeds_needed=9, low=-0.01), guards=[("rougeL", 0.2)])
+    write_json(tmp_path / "verdict.json", found.to_json())
+    read = read_verdict(tmp_path / "verdict.json")
+    assert read == found
+    assert read.primary.own == found.primary.seeds[0]
+    assert not {"seeds", "seeds_needed"} & verdict().to_json()["primary"].keys()
+
+
+def test_a_seed_with_a_gain_outside_its_interval_is_damaged() -> None:
+    stored = verdict(of_seeds(0.01, 0.02, 0.03)).to_json()
+    stored["primary"]["seeds"][1]["low"] = 0.07
+    with raises(DamagedFile, "damaged-verdict"):
+        parse_verdict(stored)
+
+
+def test_a_guard_needs_the_run_s_own_model_as_well() -> None:
+    assert verdict(of_seeds(-0.01, -0.5, 0.0), guards=[("rougeL", 0.1)]).guards[0].passed
+    assert not verdict(of_seeds(-0.2, 0.0, 0.0), guards=[("rougeL", 0.1)]).guards[0].passed

@@ -13,9 +13,9 @@ from tests.support.tiny import recipe, tree
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import digest_of, write_json
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.stages import EVALUATE, PREPARE, TRAIN
+from tunesmith.core.stages import EVALUATE, PREPARE, REPLICATE, TRAIN
 from tunesmith.pipeline.runner import finished_stages, run_recipe
-from tunesmith.pipeline.stage_state import changed_inputs, stage_inputs, stage_states
+from tunesmith.pipeline.stage_state import changed_inputs, stage_inputs, stage_states, wanted_stages
 from tunesmith.plan.run_plan import plan_run
 from tunesmith.recipe.base import Section
 from tunesmith.recipe.load import load_recipe
@@ -130,3 +130,28 @@ def test_interrupted_training_resumes_only_with_its_inputs(done: RunDir, case: s
             act()
         assert changed[0] in str(error.value)
         assert error.value.where == str(done.checkpoint(2))
+
+
+def test_further_seeds_are_trained_only_if_the_recipe_asks_for_them(tmp_path: Path) -> None:
+    file = recipe(tmp_path, tmp_path / "model")
+    plain, several = load_recipe(file), load_recipe(file, ["replicates=3", "seed=7"])
+    assert [stage.name for stage in wanted_stages(plain)] == ["prepare", "train", "evaluate"]
+    assert [stage.name for stage in wanted_stages(several, "evaluate")] == ["prepare", "train", "replicate", "evaluate"]
+    assert (plain.further_seeds, several.further_seeds) == ((), (8, 9))
+    with raises(RecipeError, "missing-key"):
+        wanted_stages(plain, "replicate")
+
+
+def test_the_number_of_seeds_is_an_input_of_the_verdict_but_not_of_training(done: RunDir) -> None:
+    loaded = load_recipe(done.resolved_recipe, [*VALIDATING, "replicates=3"])
+    assert stage_states(loaded, done) == {
+        **DONE,
+        "replicate": "to do",
+        "evaluate": "to do again (replicate, seeds changed)",
+    }
+    write_json(
+        done.stage("replicate") / "manifest.json", {"inputs": stage_inputs(REPLICATE, loaded, done), "files": {}}
+    )
+    assert stage_states(loaded, done)["replicate"] == "done"
+    four = load_recipe(done.resolved_recipe, [*VALIDATING, "replicates=4"])
+    assert stage_states(four, done)["replicate"] == "to do again (seeds changed)"

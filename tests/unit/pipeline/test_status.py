@@ -223,3 +223,21 @@ def test_watch_retries_if_slurm_does_not_answer(
     monkeypatch.setattr("tunesmith.slurm.jobs.job_state", job_state)
     watch_run(run, every=0)
     assert "Slurm does not answer" in capsys.readouterr().err
+
+
+def test_the_progress_of_further_seeds_is_that_of_all(run: RunDir) -> None:
+    write_text(run.resolved_recipe, dump_recipe(load_recipe(run.resolved_recipe, ["replicates=4"])))
+    write_json(run.environment, {"recipe_folder": ".."})
+    finish(run, "prepare", "train")
+    assert stage_texts(run)["replicate"] == "to do"
+    first, second = run.replicate(1), run.replicate(2)
+    for seed in (first, second):
+        seed.stage("train").mkdir(parents=True)
+    write_steps(first, 30)  # it stopped early
+    write_json(first.stage("train") / "manifest.json", {})
+    write_steps(second, 10)
+    with exclusive_lock(run.lock):
+        status = next(stage for stage in status_of(run).stages if stage.stage == "replicate")
+    assert (status.state, status.done_of) == ("working", (50, 120))
+    assert status.seconds_left == 2.0 * 70
+    assert "evaluate" in stage_texts(run)

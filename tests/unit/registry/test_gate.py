@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tests.support.errors import raises
-from tests.support.verdicts import comparison, verdict, with_set
+from tests.support.verdicts import comparison, of_seeds, verdict, with_set
 
 from tunesmith.core.errors import RecipeError, VerdictRefused
 from tunesmith.registry.gate import check_gate, refusal_reasons
@@ -23,6 +23,7 @@ CANNOT_TELL = verdict(comparison(low=-0.02)).to_json()
         verdict(comparison(low=-0.01, min_gain=-0.02)).to_json(),
         with_set(verdict(), "general", comparison("perplexity", gain=0.0, low=-0.04, tuned=0.4), 0.05).to_json(),
         verdict(comparison(base=0, tuned=1, gain=1, low=1, high=1, rows=1)).to_json(),
+        verdict(of_seeds(0.01, -0.01, 0.02)).to_json(),
     ],
 )
 def test_better_verdict_passes(better: dict[str, Any]) -> None:
@@ -40,6 +41,11 @@ REFUSED = {
     "cannot tell": CANNOT_TELL,
     "too many rows failed": verdict(comparison(failed=11)).to_json(),
     "guard failed": verdict(comparison(), BLEU, guards=[("bleu", 0.1)]).to_json(),
+    "only the mean over seeds is better": verdict(of_seeds(-0.01, 0.02, 0.03)).to_json(),
+    "each seed is better, but not the mean": verdict(of_seeds(0.01, 0.02, 0.03, low=-0.02)).to_json(),
+    "guard failed for the run's own model": verdict(
+        comparison(), of_seeds(-0.12, 0.0, 0.0, metric="bleu", low=-0.05), guards=[("bleu", 0.1)]
+    ).to_json(),
     "nothing": None,
     "empty": {},
     "a list": ["better"],

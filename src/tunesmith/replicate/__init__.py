@@ -1,0 +1,1 @@
+"""The stage `replicate`: train with further seeds, so that the verdict covers training as well as test rows."""
