@@ -72,7 +72,7 @@ def check_incumbent(
     alias = f"{recipe.promote.model}@{recipe.promote.alias}"
     try:
         with refuse_incomparable(version):
-            model = resolve(str(version))
+            model = resolve(str(version), weights=False)  # evaluation downloads those of its base
             own_prompts(model, base, recipe, examples, folder)
     except VerdictRefused as refusal:
         return IncumbentCheck(str(version), alias, is_asked=False, problem=refusal.message, hint=refusal.hint)
