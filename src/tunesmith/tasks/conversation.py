@@ -98,7 +98,7 @@ class ConversationRenderer:
         *earlier, answer = turns
         if any(turn.trained for turn in earlier):
             reason = "the chat template drops the thoughts of earlier answers"
-            raise RowProblem(reason, code="template-rewrites", hint="set data.train_on: last")
+            raise RowProblem(reason, code="template-differs", hint="set data.train_on: last")
         if "tool_calls" in answer.keys or "</think>" in answer.text:
             reason = "the chat template begins the answer with a thought, and the row's answer has another beginning"
             hint = "set data.reasoning, so that the thought in the content is found" * ("</think>" in answer.text)

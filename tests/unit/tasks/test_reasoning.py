@@ -128,7 +128,7 @@ def test_answers_continue_a_thought_that_the_prompt_opens_and_the_template_drops
         assert task.encode_prompt(task.parse(row)) == template.own_ids(first, None, add_generation_prompt=True)
         assert task.decode_answer(template.tokenizer.encode_trusted(f"hm\n</think>\n\nb{stop}")) == "b"
         every = template.task(reasoning=how)
-        with row_problem("template-rewrites") as caught:
+        with row_problem("template-differs") as caught:
             every.render(every.parse(row))
         assert "data.train_on: last" in caught.value.hint
 
