@@ -1,6 +1,6 @@
 """The process that runs lm-evaluation-harness: `python -m tunesmith.evaluate.harness_worker REQUEST.json`.
 
-It is apart from the run's process, because the harness changes global state: logging, seeds, environment variables.
+It is a separate process, because the harness changes global state: logging, seeds, environment variables.
 The request is an object; `tasks` are the sections of `evaluate.lm_eval`. Without `run` the tasks are only checked. The
 answer is written to `out`:
 
