@@ -289,3 +289,16 @@ def test_a_time_limit_too_short_for_a_checkpoint_is_refused(recipe: Path, monkey
                 plan_run(recipe, limit)
         else:
             plan_run(recipe, limit)
+
+
+def test_several_seeds_multiply_training_validation_and_checkpoints(recipe: Path) -> None:
+    one, three = plan_run(recipe), plan_run(recipe, ["replicates=3"])
+    assert three.run == one.run  # seeds can be added to a run
+    assert three.training_tokens == 3 * one.training_tokens
+    assert three.workload.all_valid_tokens == 3 * one.workload.all_valid_tokens
+    assert three.workload.generated_tokens[1] == 2 * one.workload.generated_tokens[1]  # of 1 + 3 models instead of 2
+    fixed = 0.05  # prepared rows, logs and the report
+    assert three.disk.needed - fixed == pytest.approx(3 * (one.disk.needed - fixed))
+    assert list(three.stages) == ["prepare", "train", "replicate", "evaluate"]
+    assert "replicate" not in one.stages
+    assert "3 seeds" in str(three)

@@ -1,11 +1,12 @@
 """The values in the sentences of a verdict, its groups and guards, and the selected checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.verdicts import comparison, verdict
+from tests.support.verdicts import comparison, of_seeds, verdict
 from tests.unit.report.conftest import MINUS, build_run, page_of, plain, verdict_json, write
 
 from tunesmith.core.rundir import RunDir
@@ -18,6 +19,8 @@ from tunesmith.report.wording import (
     checkpoint_sentence,
     guard_sentence,
     headline,
+    scope_sentence,
+    seed_sentences,
     verdict_sentence,
     visible,
 )
@@ -230,3 +233,18 @@ def test_corpus_scores_are_in_the_page_and_in_the_comparison(tmp_path: Path) -> 
     for text in (page_of(run).words, side_by_side(run, 0)):
         for part in ("BLEU", "16.6", "20.1", "359 answers", "nrefs:3|tok:13a"):
             assert part in text
+
+
+def test_the_scope_of_the_interval_and_the_score_of_each_seed_are_shown(tmp_path: Path) -> None:
+    run = build_run(tmp_path, until="train")
+    write(run.verdict, verdict(of_seeds(0.01, 0.02, -0.03)).to_json())
+    view = collect(run)
+    assert view.verdict is not None
+    assert "3 seeds" in headline(view)
+    [sentence] = seed_sentences(view)
+    assert sentence.count("45.0 %") == 3
+    text = side_by_side(run, 0)
+    assert scope_sentence(view.verdict.primary) in text
+    assert scope_sentence(view.verdict.primary) != scope_sentence(comparison())
+    assert f"{MINUS}3.0 to +8.0" in text
+    assert seed_sentences(replace(view, verdict=verdict())) == []
