@@ -40,7 +40,6 @@ _LATE: dict[str, tuple[str, ...]] = {
     "evaluate/comparison.py _first_run": (_COMPARED,),
     "evaluate/comparison.py compare_references": (_COMPARED,) * 3,
     "evaluate/endpoint_answers.py ask_endpoint": (_COMPARED,) * 2,
-    "evaluate/own_prompts.py _data_of": (_COMPARABLE,),
     "evaluate/own_prompts.py _row_values": (_COMPARABLE,),
     "evaluate/own_prompts.py _turns": (_COMPARABLE,),
     "evaluate/own_prompts.py own_prompts": (_COMPARABLE,),

@@ -63,7 +63,7 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
             ("no Slurm", ("recipe.yaml", "--out", "new", *SLURM), 2),
             ("no such place", ("recipe.yaml", "--out", "new", "--on", "moon"), 2),
         ]
-        for command in ("run", "prepare", "train", "evaluate")
+        for command in ("run", "prepare", "train", "replicate", "evaluate")
     },
     "status": [("no run", ("none",), 2), ("a folder of runs", ("runs",), 2)],
     "cancel": [("no run", ("none",), 2), ("no jobs", ("runs/a",), 2), ("a folder of runs", ("runs",), 2)],

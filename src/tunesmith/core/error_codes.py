@@ -179,6 +179,7 @@ ERROR_CODES = {
     # registry and promote
     "bad-name": "A name is not valid for a registered model or an alias.",
     "bad-reference": "A text is not a reference to a registered version, such as `NAME@ALIAS` or `NAME@3`.",
+    "other-version": "Another version of tunesmith trained the model; this one cannot read the record of its prompts.",
     "not-in-registry": "The registry has no such model, version or alias; the hint lists what it has.",
     "bad-version-folder": "A folder cannot become a version: it is empty or has links, special files or odd names.",
     "alias-moved": "The alias does not point at the expected version; another process may have moved it.",

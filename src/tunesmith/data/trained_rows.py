@@ -5,11 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_chunks
 from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.spool import SpooledRow
+from tunesmith.fetch.model_folder import CARD
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import message_columns, prompt_columns, response_columns, tools_column
 from tunesmith.recipe.data_record import load_data
@@ -62,10 +62,11 @@ def seen_rows_warning(seen: Mapping[str, Any], recipe: Recipe) -> str | None:
 
 def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | None:
     """Return a warning that the base's training rows cannot be recognized if it used other columns; else None."""
-    stored = base.card.get("data") if base is not None and trained_rows(base) else None
-    if isinstance(stored, dict):
-        with suppress(ValidationError):
-            if _columns(load_data(stored)) != _columns(recipe.data):
+    if base is None or not trained_rows(base):
+        return None
+    if isinstance(stored := base.card.get("data"), dict):
+        with suppress(RecipeError):  # of a record that another version wrote
+            if _columns(load_data(stored, base.path / CARD)) != _columns(recipe.data):
                 problem = f"the base `{recipe.model.base}` was trained on other columns"
                 return f"{problem}, so it is unknown which valid and test rows it has seen"
     return None

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
 from tunesmith.data.identity import row_id
@@ -103,22 +101,9 @@ def without_likelihoods(recipe: Recipe) -> Recipe:
 
 
 def _data_of(model: ModelFolder) -> Data | None:
-    """Return the `data` section that a model was trained with; None if it has no record of one.
-
-    Raises:
-        RecipeError: the record has keys that this version does not know.
-    """
+    """Return the `data` section that a model was trained with; None if it has no record of one."""
     stored = model.card.get("data")
-    if not isinstance(stored, dict):
-        return None
-    try:
-        return load_data(stored)
-    except ValidationError as error:
-        raise RecipeError(
-            "its prompts cannot be read, because another version of tunesmith trained it",
-            where=str(model.path / CARD),
-            code="not-comparable",
-        ) from error
+    return load_data(stored, model.path / CARD) if isinstance(stored, dict) else None
 
 
 def _template(data: Data) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
+from tunesmith.fetch.model_folder import CARD
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import Prompts
@@ -264,7 +265,7 @@ def _prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[Task
     """Return the data section of the model's training and true, or a default section and false."""
     stored = folder.card.get("data")
     if isinstance(stored, dict):
-        data = load_data(stored)
+        data = load_data(stored, folder.path / CARD)
         # Texts with control tokens were formatted conversations, so a prompt goes into a turn, as for the base.
         if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template):
             return data, True

@@ -10,7 +10,9 @@ from tests.support.tiny import THINKING, save_model
 from tests.support.tuned import CHAT, MESSAGES, SEVERAL_COLUMNS, TEXT, tuned_model
 
 from tunesmith.core.errors import DataError, RecipeError
+from tunesmith.core.files import read_json, write_json
 from tunesmith.core.records import Turn
+from tunesmith.fetch.model_folder import CARD
 from tunesmith.inference.chatter import Chatter, open_chatter
 from tunesmith.inference.request import Answer
 from tunesmith.inference.sampling import Sampling
@@ -53,6 +55,14 @@ def thinking(tmp_path: Path, generation: RecordedGeneration) -> Chatter:
 
 def prompt_text(chatter: Chatter, turns: tuple[Turn, ...]) -> str:
     return chatter.tokenizer.decode(chatter.task.encode_prompt(turns))
+
+
+def test_a_record_of_another_version_is_refused(tuned: Tuned) -> None:
+    folder = Path(tuned(CHAT))
+    card = read_json(folder / CARD)
+    write_json(folder / CARD, {**card, "data": {**card["data"], "later_key": 1}})
+    with raises(RecipeError, code="other-version"):
+        open_chatter(str(folder))
 
 
 def test_a_prompt_fills_the_only_column_after_the_system_turn(tuned: Tuned) -> None:
