@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.core.errors import DataError
+from tunesmith.scoring.student_t import student_t_quantile
 
 Array = npt.NDArray[np.float64]
 Transform = Callable[[float], float]
@@ -180,28 +181,16 @@ def _score_range(lowest: float, highest: float) -> tuple[float, float]:
 
 def _widened_interval(gains: Array, gain: float, error: float, units: int) -> Interval:
     """Return the interval between quantiles of resampled gains [resamples], widened as the module's docstring says."""
-    normal = NormalDist().inv_cdf(1 - error / 2)
-    factor = widening(normal, units)
+    factor = widening(error, units)
     low, high = np.quantile(gains, (error / 2, 1 - error / 2))
     return Interval(gain - factor * max(gain - float(low), 0.0), gain + factor * max(float(high) - gain, 0.0))
 
 
-def widening(normal: float, units: int) -> float:
-    """Return the factor by which the interval of so many units is widened, for a normal quantile of its level."""
-    return _student_t_quantile(normal, units - 1) / normal * math.sqrt((units + 1) / (units - 1))
-
-
-def _student_t_quantile(x: float, v: int) -> float:
-    """Convert a normal quantile x to that of Student's t with v degrees of freedom.
-
-    Abramowitz & Stegun 26.7.5; within 1 % for the values used here.
-    """
-    return (
-        x
-        + (x**3 + x) / (4 * v)
-        + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * v**2)
-        + (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * v**3)
-    )
+def widening(error: float, units: int) -> float:
+    """Return the factor by which an interval of so many units, which fails with probability `error`, is widened."""
+    probability = 1 - error / 2
+    ratio = student_t_quantile(probability, units - 1) / NormalDist().inv_cdf(probability)
+    return ratio * math.sqrt((units + 1) / (units - 1))
 
 
 def _antisymmetric_gains(sample: Sample, resamples: int, seed: int) -> Array:

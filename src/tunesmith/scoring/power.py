@@ -44,9 +44,9 @@ def detectable_gain(units: int, spread: float, confidence: float) -> float | Non
     """
     if units < min_units(confidence):
         return None
-    normal = NormalDist()
-    needed = normal.inv_cdf(1 - STRICT_ERROR_SHARE * (1 - confidence) / 2)
-    return (needed * widening(needed, units) + normal.inv_cdf(POWER)) * spread / math.sqrt(units)
+    normal, error = NormalDist(), STRICT_ERROR_SHARE * (1 - confidence)
+    half_width = normal.inv_cdf(1 - error / 2) * widening(error, units)
+    return (half_width + normal.inv_cdf(POWER)) * spread / math.sqrt(units)
 
 
 def units_needed(gain: float, spread: float, confidence: float) -> int:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tunesmith.scoring.bootstrap import Array, sum_by_group
+from tunesmith.scoring.student_t import student_t_quantile
 
 _MAX_SEEDS = 100
 
@@ -81,31 +82,3 @@ def seed_spread(
         mean_square = math.fsum((rest**2).ravel()) / ((units - 1) * (seeds - 1))
         of_rows = mean_square * units / total**2 / seeds
     return SeedSpread(seeds, max(0.0, of_seeds - of_rows) * slope**2)
-
-
-def student_t_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t with a whole number of degrees of freedom, for a probability above 0.5.
-
-    The distribution function is Abramowitz & Stegun 26.7.3 and 26.7.4; its inverse is found by bisection.
-    """
-    low, high = 0.0, 1.0
-    while _student_t_within(high, freedom) < 2 * probability - 1:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_t_within(middle, freedom) < 2 * probability - 1 else (low, middle)
-    return high
-
-
-def _student_t_within(value: float, freedom: int) -> float:
-    """Return the probability that Student's t is between -value and value."""
-    angle = math.atan(value / math.sqrt(freedom))
-    cosine, is_odd = math.cos(angle), freedom % 2
-    term = cosine if is_odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for number in range(2 + is_odd, freedom - 1, 2):
-        term *= (number - 1) / number * cosine**2
-        total += term
-    if is_odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total
