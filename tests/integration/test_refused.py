@@ -17,7 +17,29 @@ HI = ("--prompt", "hi")
 SLURM = ("--on", "slurm")
 SCORES, ANSWERS = (f"runs/a/evaluate/tuned/{name}.jsonl" for name in ("scores", "generations"))
 
-# By command: what is wrong, the arguments, the exit code.
+# What is wrong, the arguments, the exit code.
+RECIPES: list[tuple[str, tuple[str, ...], int]] = [
+    ("a wrong key", ("recipe.yaml", "--out", "new", "train.epoch=2"), 2),
+    ("no such recipe", ("none.yaml", "--out", "new"), 2),
+    ("no rows", ("wrong/data.yaml", "--out", "new"), 3),
+    ("no base", ("wrong/base.yaml", "--out", "new"), 2),
+    (
+        "no such metric",
+        ("recipe.yaml", "--out", "new", "evaluate.metrics=[gone:here]", "evaluate.primary=gone:here"),
+        2,
+    ),
+    ("a folder of other things", ("recipe.yaml", "--out", "wrong"), 2),
+    ("a file as its folder", ("recipe.yaml", "--out", "rows.jsonl"), 2),
+    ("a folder below a file", ("recipe.yaml", "--out", "rows.jsonl/new"), 2),
+    ("a run of another recipe", ("recipe.yaml", "--out", "runs/a", "seed=3"), 2),
+    ("other settings", ("runs/a", "train.learning_rate=1"), 2),
+    ("another folder for a run", ("runs/a", "--out", "new"), 2),
+    ("nothing to wait for", ("recipe.yaml", "--out", "new", "--detach"), 2),
+    ("machines of no cluster", ("recipe.yaml", "--out", "new", "--nodes", "2"), 2),
+    ("no Slurm", ("recipe.yaml", "--out", "new", *SLURM), 2),
+    ("no such place", ("recipe.yaml", "--out", "new", "--on", "moon"), 2),
+]
+# The same by command.
 REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     "init": [
         ("it exists", ("chat", "--out", "recipe.yaml"), 2),
@@ -44,27 +66,11 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("the recipe itself", ("recipe.yaml", "--html", "recipe.yaml"), 2),
         ("its rows", ("recipe.yaml", "--html", "rows.jsonl"), 2),
     ],
-    **{
-        command: [
-            ("a wrong key", ("recipe.yaml", "--out", "new", "train.epoch=2"), 2),
-            ("no such recipe", ("none.yaml", "--out", "new"), 2),
-            ("no rows", ("wrong/data.yaml", "--out", "new"), 3),
-            ("no base", ("wrong/base.yaml", "--out", "new"), 2),
-            ("no such metric", ("recipe.yaml", "--out", "new", "evaluate.metrics=[gone:here]",
-                                "evaluate.primary=gone:here"), 2),
-            ("a folder of other things", ("recipe.yaml", "--out", "wrong"), 2),
-            ("a file as its folder", ("recipe.yaml", "--out", "rows.jsonl"), 2),
-            ("a folder below a file", ("recipe.yaml", "--out", "rows.jsonl/new"), 2),
-            ("a run of another recipe", ("recipe.yaml", "--out", "runs/a", "seed=3"), 2),
-            ("other settings", ("runs/a", "train.learning_rate=1"), 2),
-            ("another folder for a run", ("runs/a", "--out", "new"), 2),
-            ("nothing to wait for", ("recipe.yaml", "--out", "new", "--detach"), 2),
-            ("machines of no cluster", ("recipe.yaml", "--out", "new", "--nodes", "2"), 2),
-            ("no Slurm", ("recipe.yaml", "--out", "new", *SLURM), 2),
-            ("no such place", ("recipe.yaml", "--out", "new", "--on", "moon"), 2),
-        ]
-        for command in ("run", "prepare", "train", "replicate", "evaluate")
-    },
+    **{command: RECIPES for command in ("run", "prepare", "train", "evaluate")},
+    "replicate": [
+        *((problem, (*arguments, "replicates=3"), code) for problem, arguments, code in RECIPES),
+        ("no replicates", ("recipe.yaml", "--out", "new"), 2),
+    ],
     "status": [("no run", ("none",), 2), ("a folder of runs", ("runs",), 2)],
     "cancel": [("no run", ("none",), 2), ("no jobs", ("runs/a",), 2), ("a folder of runs", ("runs",), 2)],
     "sweep": [
