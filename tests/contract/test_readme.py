@@ -13,7 +13,7 @@ PAGES = sorted({README, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")})
 
 FENCE = re.compile(r"^( *)(```+|~~~+) *(\w*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(`+)(.+?)\1")
-LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
+LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)>\"]+?)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
 SUBCOMMAND = re.compile(r"(?<!from )(?<!import )(?<!\w)tunesmith +([a-z][a-z-]*)")
 SHELLS = ("", "bash", "sh", "shell", "console")
 
@@ -96,11 +96,11 @@ def test_the_rules_find_counter_examples() -> None:
         "# The Title: `code`!\n\n`tunesmith rnu x`, [a](docs/no.md), [b](#the-title-code), [c](#no)\n"
         "```python\nfrom tunesmith import load\n```\n"
         "```bash\n# first\n$ ./scripts/demo --out x\n.venv/bin/tunesmith fly\n```\n"
-        "`[d](e)` [f](https://example.org) ![g](../../outside.png)\n"
+        "`[d](e)` [f](https://example.org) ![g](../../outside.png), [h](docs/index-\nof.md)\n"
     )
     assert commands(text) == ["./scripts/demo --out x", ".venv/bin/tunesmith fly"]
     assert subcommands(text) == {"rnu", "fly"}
-    assert broken(README, text) == ["docs/no.md", "#no", "../../outside.png"]
+    assert broken(README, text) == ["docs/no.md", "#no", "../../outside.png", "docs/index-\nof.md"]
     assert missing_files("`core/files.py`, `scripts/x.py`, `core/file.py`, `files.py`") == {
         "scripts/x.py",
         "core/file.py",
