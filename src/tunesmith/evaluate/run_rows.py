@@ -25,7 +25,7 @@ from tunesmith.report.comparison import ComparedModel
 from tunesmith.scoring.metrics import answer_metrics, likelihood_metrics
 
 # Settings of `evaluate` that decide about the verdict, but neither about answers nor about scores.
-_DECIDES_ONLY = ("metrics", "primary", "guards", "confidence", "rows", "also")
+_DECIDES_ONLY = ("metrics", "primary", "guards", "confidence", "rows", "also", "lm_eval")
 
 
 class RunRows:
