@@ -13,6 +13,7 @@ from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_traine
 from tunesmith.fetch.reference import CARD, resolve
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import ComputeConfig
+from tunesmith.model.portable import make_portable
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 
@@ -41,6 +42,7 @@ def merge_model(reference: str, out: Path | str) -> Path:
     with new_folder(folder, merged=reference) as new:
         save_model(model.to(own or torch.float32), new, base=tuned.root.reference)
         load_tokenizer(tuned).hf_tokenizer.save_pretrained(new)
+        make_portable(new)
         write_json(new / CARD, {key: value for key, value in tuned.card.items() if key not in adapter_keys})
         if trained_rows(tuned):
             write_trained_rows(new / TRAINED_ROWS, (), tuned)

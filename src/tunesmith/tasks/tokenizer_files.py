@@ -17,9 +17,11 @@ from tunesmith.core.errors import RecipeError
 
 # Model types without an encoder for which transformers has no special tokenizer class.
 PLAIN_MODEL_TYPES = frozenset({"llama", "gpt2", "gpt_neo", "granite", "phi"})
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")  # the second is the first's name in version 4
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IGNORED_SETTINGS = (
     "backend", "tokenizer_class", "is_local", "local_files_only", "model_max_length", "clean_up_tokenization_spaces",
+    "chat_template",
 )  # fmt: skip
 # Files that change the tokenizer as well.
 _OTHER_FILES = (
@@ -64,6 +66,8 @@ def load_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
         chat_template = template.read_text(encoding="utf-8") if template.exists() else None
         if any((folder / name).exists() for name in _OTHER_FILES) or not _is_plain(settings, config):
             return None
+        if settings.get("chat_template", chat_template) != chat_template:
+            return None
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # transformers reports what is wrong; `tokenizers` raises plain Exceptions
         return None
@@ -77,7 +81,7 @@ def load_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
 
 def _is_plain(settings: Any, config: Any) -> bool:
     """Return whether all settings of a folder are known here."""
-    if settings.get("tokenizer_class") != "TokenizersBackend" or settings.get("backend") != "tokenizers":
+    if settings.get("tokenizer_class") not in _PLAIN_CLASSES or settings.get("backend") != "tokenizers":
         return False
     if config.get("model_type") not in PLAIN_MODEL_TYPES or config.get("is_encoder_decoder") or "auto_map" in config:
         return False

@@ -44,6 +44,13 @@ def test_plain_tokenizer_equals_that_of_transformers(folder: Path, kind: str) ->
     assert plain.decode(ids, **settings) == theirs.decode(ids, **settings)
 
 
+def test_the_settings_of_version_4_are_plain(folder: Path) -> None:
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    change_json(folder / "tokenizer_config.json", **settings)
+    test_plain_tokenizer_equals_that_of_transformers(folder, "llama")
+
+
 def test_adapters_of_both_are_equal(folder: Path, tmp_path: Path) -> None:
     light, full = TokenizerAdapter.load(folder), TokenizerAdapter(make_tokenizer())
     assert isinstance(light._tokenizer, PlainTokenizer)
