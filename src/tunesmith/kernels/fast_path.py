@@ -1,4 +1,4 @@
-"""Replace slow parts of a model by faster implementations, each verified on a row of the run before it is used.
+"""Replace slow parts of a model by faster implementations, each verified on rows of the run before it is used.
 
 The plain path is the code of transformers and peft alone. An implementation that does not reproduce its loss and
 gradients is undone, with a reason for the log and the report. So training works for any model, and speed never changes
@@ -26,6 +26,9 @@ from tunesmith.model.trainable import trained_parameters
 # The allowed relative difference of loss and gradients from the plain path: rounding only.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOW_PRECISION = 0.1
+# The shortest rows, up to these numbers, are compared. In bf16, rounding changes the gradients of one row of 46 tokens
+# by 5 to 11 % (SmolLM2), and those of eight rows together by 4 to 5 %.
+_MAX_ROWS, _MAX_TOKENS = 8, 1024
 # The number of elements of each gradient to compare; comparing all would take as much memory as the model.
 _SAMPLE_SIZE = 4096
 
@@ -43,7 +46,7 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
     """
     if not len(tokens):
         return {}
-    batch = tokens.batch(tokens.shortest_first()[:1], pad_id).to(compute.device)
+    batch = tokens.batch(_test_rows(tokens), pad_id).to(compute.device)
     refused: dict[str, str] = {}
     try:
         with eval_mode(model), _random_adapters(model):
@@ -67,6 +70,14 @@ def enable_fast_path(model: Any, tokens: TokenDataset, pad_id: int, compute: Com
         model.zero_grad(set_to_none=True)
         free_memory()  # of unfused weights and of the comparison
     return refused
+
+
+def _test_rows(tokens: TokenDataset) -> list[int]:
+    """Return the shortest rows, as many as fit into the limits, and at least one."""
+    rows = tokens.shortest_first()[:_MAX_ROWS]
+    while len(rows) > 1 and len(rows) * int(tokens.lengths[rows[-1]]) > _MAX_TOKENS:
+        rows = rows[:-1]
+    return rows
 
 
 def _fuse_lora(model: Any, groups: list[list[Any]]) -> Callable[[], None]:

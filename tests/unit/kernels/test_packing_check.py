@@ -23,6 +23,7 @@ from tunesmith.tasks import task_for
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 FP32 = ComputeConfig(torch.device("cpu"), torch.float32)
+BF16 = ComputeConfig(torch.device("cpu"), torch.bfloat16)
 FP64 = ComputeConfig(torch.device("cpu"), torch.float64)
 WINDOWED = {"gpt_neo", "gemma2", "gemma3_text", "mistral"}  # windows of 16
 
@@ -138,6 +139,23 @@ def test_model_that_rejects_positions_is_not_packed(
 
     monkeypatch.setattr(model, "forward", without_positions)
     assert "position" in str(packing_unsupported_reason(model, tokens, 5, FP32))
+
+
+@pytest.mark.parametrize(("compute", "changed", "packs"), [(BF16, 1, True), (BF16, 50, False), (FP32, 1, False)])
+def test_rounding_of_single_tokens_is_allowed_in_low_precision(
+    opened: Opened,
+    tokens: TokenDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    compute: ComputeConfig,
+    changed: int,
+    packs: bool,
+) -> None:
+    """An unlikely token of 50 may change by half a nat, as SmolLM2's do in bf16; all 50 may not."""
+    alone = torch.ones(50)
+    together = torch.cat([alone[:changed] + 0.5, alone[changed:]])
+    losses = iter([alone, together, together, alone, together, together])  # with packed attention, and with a mask
+    monkeypatch.setattr(packing_check, "_losses", lambda *args: next(losses))
+    assert (packing_unsupported_reason(opened("llama"), tokens, 5, compute) is None) == packs
 
 
 def test_packing_check_leaves_the_model_unchanged(opened: Opened, tokens: TokenDataset) -> None:
