@@ -48,7 +48,7 @@ def trajectory(model: Any, tokens: TokenDataset, policy: MicroBatchPolicy) -> li
     return losses(model.eval(), tokens, policy, steps=6, learning_rate=3e-3, pad_id=5)
 
 
-@pytest.mark.parametrize(("most_tokens", "compared"), [(1024, 8), (30, 3), (1, 1)])
+@pytest.mark.parametrize(("most_tokens", "compared"), [(384, 8), (30, 3), (1, 1)])
 def test_several_short_rows_are_compared(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, most_tokens: int, compared: int
 ) -> None:
