@@ -38,8 +38,8 @@ def replicate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             log(f"{name}: already trained")
             continue
         log(f"{name}: starts")
+        free_memory()  # of the model before, which `train` of this run may have left in this process
         train(own, folder)
-        free_memory()
     if not group.is_rank0:
         return {}
     seconds = round(time.monotonic() - began, 3)
