@@ -33,7 +33,7 @@ _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
 _COMPARED = "command: compare"
-_COMPARABLE = "plan tunesmith.pipeline.checks:check_promotion"
+_COMPARABLE = "plan tunesmith.pipeline.checks:check_version_to_replace"
 _INCUMBENT = "not before: the alias may move until the promotion"
 
 _LATE: dict[str, tuple[str, ...]] = {

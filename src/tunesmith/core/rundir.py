@@ -10,6 +10,11 @@ HELD_OUT = ("valid", "test")
 SPLITS = ("train", *HELD_OUT)
 
 
+def seed_name(seed: int) -> str:
+    """Return the name of the model of a further seed, as `base` and `tuned` are names, and of its folders."""
+    return f"seed-{seed}"
+
+
 class RunDir:
     """The paths of a run folder. The files in it contain no absolute path, so that it can be moved or copied.
 
@@ -142,11 +147,11 @@ class RunDir:
 
     def replicate(self, seed: int) -> "RunDir":
         """Return the folder of the training with a further seed, on the run's prepared rows."""
-        folder = self.stage("replicate") / f"seed-{seed}"
+        folder = self.stage("replicate") / seed_name(seed)
         return RunDir(folder, self.recipe_folder, prepared=self.stage("prepare"))
 
     def further_set(self, name: str) -> "RunDir":
-        """Return the folder of a further held-out set of `evaluate.also`; its rows lie in it as those of a run do."""
+        """Return the folder of a further held-out set of `evaluate.also`; it has rows as a run has them."""
         return RunDir(self.path / "also" / name, self.recipe_folder)
 
     def set_evaluation(self, name: str, model: str) -> Path:

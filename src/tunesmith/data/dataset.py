@@ -40,7 +40,7 @@ from tunesmith.recipe.schema import Data, Recipe
 from tunesmith.tasks.base import Task, is_empty_cell
 from tunesmith.tasks.cells import MISSING, InvalidJson, find_cell
 
-_ROWS_WITH_DATE = 20  # of so many first rows it is found out whether the chat template writes the date into them
+_ROWS_WITH_DATE = 20  # the first rows, in which a date that the chat template writes is looked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,8 @@ def _from_run(rows: RunRows, reference: str, other: RunDir, digest: str) -> Comp
     """Return the tuned model of an evaluated run by its stored scores; None if rows or settings are others."""
     if other.manifest("evaluate") is None:
         return None
-    recipe, folder, metrics = (
-        load_recipe(other.resolved_recipe),
-        other.evaluation("tuned"),
-        rows.recipe.evaluate.metrics,
-    )
+    recipe, metrics = load_recipe(other.resolved_recipe), rows.recipe.evaluate.metrics
+    folder = other.evaluation("tuned")
     lines = {line["id"]: line for line in read_jsonl(folder / "scores.jsonl")}
     told = {line["id"]: line["reference"] for line in read_jsonl(folder / "generations.jsonl")}
     wanted = {example.id: rows.reference(example) for example in rows.examples}

@@ -5,7 +5,6 @@ report, and computed again by each promotion, from the answers that the run keep
 """
 
 from dataclasses import replace
-from functools import partial
 
 from tunesmith.core.errors import VerdictRefused
 from tunesmith.core.files import write_json
@@ -34,7 +33,6 @@ class IncumbentComparison:
         with refuse_incomparable(version):
             self._model = resolve(str(version))
 
-    @property
     def is_answered(self) -> bool:
         """Whether the run has the version's answers and scores already, or it is the run's base."""
         return self._rows.has_scores(self._model.digest())
@@ -46,7 +44,7 @@ class IncumbentComparison:
 
     def ask(self) -> None:
         """Let the version answer the test rows, unless it has. All ranks call this."""
-        if not current_group().run_on_rank0(partial(getattr, self, "is_answered")):
+        if not current_group().run_on_rank0(self.is_answered):
             with refuse_incomparable(self._version):
                 self._outputs = self._rows.ask(str(self._version), self._model)
 
@@ -70,7 +68,7 @@ def compare_with_incumbent(recipe: Recipe, run: RunDir, version: Version) -> Ver
         VerdictRefused: the version cannot answer the rows.
     """
     comparison = IncumbentComparison(recipe, run, version)
-    if not comparison.is_answered:
+    if not comparison.is_answered():
         if current_group().is_distributed:  # `promote` runs on rank 0 alone, and `ask` would wait for the other ranks
             comparison.require_comparable()
             raise VerdictRefused(

@@ -1,20 +1,15 @@
-"""The models of a run's further seeds: their names among the evaluated models, and their folders."""
+"""The models of a run's further seeds, and the scores of all seeds together."""
 
 from collections.abc import Mapping
 
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import check_folder
 from tunesmith.core.jsonl import read_jsonl
-from tunesmith.core.rundir import RunDir
+from tunesmith.core.rundir import RunDir, seed_name
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring.replicates import mean_rows
 from tunesmith.scoring.row_scores import Scores
-
-
-def name_of(seed: int) -> str:
-    """Return the name of a further seed's model, as `base` and `tuned` are names: that of its folder."""
-    return f"seed-{seed}"
 
 
 def replicate_models(recipe: Recipe, run: RunDir) -> dict[str, ModelFolder]:
@@ -31,7 +26,7 @@ def replicate_models(recipe: Recipe, run: RunDir) -> dict[str, ModelFolder]:
             raise DamagedFile("was trained, but its manifest is gone", where=str(folder))
         checkpoint = folder.checkpoint(manifest["best_step"])
         check_folder(checkpoint)
-        models[name_of(seed)] = resolve(str(checkpoint / "model"), relative_to=run.recipe_folder)
+        models[seed_name(seed)] = resolve(str(checkpoint / "model"), relative_to=run.recipe_folder)
     return models
 
 
@@ -43,11 +38,11 @@ def tuned_scores(recipe: Recipe, scores: Mapping[str, Scores]) -> tuple[Scores, 
     """
     if not recipe.further_seeds:
         return scores["tuned"], {}
-    by_seed = {recipe.seed: scores["tuned"], **{seed: scores[name_of(seed)] for seed in recipe.further_seeds}}
+    by_seed = {recipe.seed: scores["tuned"], **{seed: scores[seed_name(seed)] for seed in recipe.further_seeds}}
     return mean_rows(list(by_seed.values())), by_seed
 
 
 def read_tuned_scores(recipe: Recipe, run: RunDir) -> tuple[Scores, dict[int, Scores]]:
     """Return the result of `tuned_scores` from the files of an evaluated run."""
-    names = ("tuned", *map(name_of, recipe.further_seeds))
+    names = ("tuned", *map(seed_name, recipe.further_seeds))
     return tuned_scores(recipe, {name: list(read_jsonl(run.evaluation(name) / "scores.jsonl")) for name in names})

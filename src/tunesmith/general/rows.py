@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tunesmith.general.exercises import exercises
 
-NAME = "general"
 _CONTINUE = {
     "en": "Continue this text:", "de": "Setze diesen Text fort:", "fr": "Continue ce texte :",
     "es": "Continúa este texto:", "it": "Continua questo testo:", "pt": "Continua este texto:",

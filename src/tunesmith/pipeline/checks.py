@@ -138,7 +138,7 @@ def check_prompts(recipe: Recipe, positions: int | None, tokenizer: TokenizerAda
         yield from check_answerable(recipe, tokenizer, examples, positions=positions, split=split)
 
 
-def check_promotion(recipe: Recipe, base: ModelFolder, rows: UsedRows, folder: Path) -> IncumbentCheck | None:
+def check_version_to_replace(recipe: Recipe, base: ModelFolder, rows: UsedRows, folder: Path) -> IncumbentCheck | None:
     """Check whether the version that a promotion would replace can be compared on the test rows; None if there is none.
 
     Args:
@@ -149,7 +149,7 @@ def check_promotion(recipe: Recipe, base: ModelFolder, rows: UsedRows, folder: P
 
 
 def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    """Yield the warnings of `check_prompts` and `check_promotion` about prepared rows, and those of further sets.
+    """Yield the warnings of `check_prompts`, `check_version_to_replace` and further sets about prepared rows.
 
     A set that was added since `prepare` is prepared. Called before training instead of in it, because training must
     not read the test rows.
@@ -166,7 +166,7 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
     if tokenizer.new_ids:
         yield from unseen_token_warnings(count_new_tokens(tokenizer, PreparedRows(run).tokens("train")))
     yield from check_prompts(recipe, positions, tokenizer, PreparedRows(run))
-    incumbent = check_promotion(recipe, base, PreparedRows(run), run.recipe_folder)
+    incumbent = check_version_to_replace(recipe, base, PreparedRows(run), run.recipe_folder)
     if incumbent is not None and incumbent.warning:
         yield incumbent.warning
     prepare_sets(recipe, run, PreparedRows(run))

@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.core.errors import DamagedFile, Interrupted
 from tunesmith.core.locks import lock_holder
 from tunesmith.core.progress import format_duration
-from tunesmith.core.rundir import RunDir
+from tunesmith.core.rundir import RunDir, seed_name
 from tunesmith.core.stages import REPLICATE, Stage, stage_named
 from tunesmith.pipeline.stage_state import wanted_stages
 from tunesmith.recipe.load import load_recipe
@@ -221,7 +221,7 @@ def _evaluation_progress(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Return how many answers of all models are written, over all ranks."""
     prepared = run.manifest("prepare") or {}
     rows = min(recipe.evaluate.rows, prepared.get("counts", {}).get("test", recipe.evaluate.rows))
-    models = ["base", "tuned", *(run.replicate(seed).path.name for seed in recipe.further_seeds)]
+    models = ["base", "tuned", *map(seed_name, recipe.further_seeds)]
     files = [path for name in models for path in run.evaluation(name).glob("generations*.jsonl")]
     total = len(models) * rows * recipe.evaluate.samples
     return {"done_of": (sum(path.read_bytes().count(b"\n") for path in files), total)} if files else {}

@@ -18,9 +18,9 @@ from tunesmith.evaluate.incumbent import IncumbentCheck
 from tunesmith.fetch.reference import ModelFolder, hub_cache, resolve_base
 from tunesmith.pipeline.checks import (
     check_base,
-    check_promotion,
     check_prompts,
     check_rows,
+    check_version_to_replace,
     count_new_tokens,
     recipe_warnings,
     require_machine,
@@ -198,7 +198,7 @@ def plan_run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | s
     sets = plan_sets(loaded, run, base, shapes.positions, tokenizer, rows, seconds=_REHEARSAL_SECONDS)
     incumbent = None
     if stages.get(PROMOTE.name, "done") != "done":
-        incumbent = check_promotion(loaded, base, rows, run.recipe_folder)
+        incumbent = check_version_to_replace(loaded, base, rows, run.recipe_folder)
     new_tokens = count_new_tokens(tokenizer, train_rows)
     warnings = (
         *unseen_token_warnings(new_tokens),

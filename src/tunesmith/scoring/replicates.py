@@ -43,9 +43,7 @@ def replicated_verdict(
         message = f"{len(by_seed)} seeds do not show how much training varies; at least {MIN_SEEDS} do"
         raise RecipeError(message, hint=hint, code="too-few-seeds")
     shared: dict[str, Any] = {"groups": groups, "weights": weights, "transform": transform, **settings}
-    each = {
-        seed: paired_verdict(base, scores, **shared) for seed, scores in by_seed.items()
-    }  # checks the scores of each
+    each = {seed: paired_verdict(base, scores, **shared) for seed, scores in by_seed.items()}  # checks the scores, too
     scores = np.array(list(by_seed.values()), dtype=np.float64)
     of_rows = np.ones(len(base)) if weights is None else np.asarray(weights, dtype=np.float64)
     slope = 1.0
