@@ -16,7 +16,7 @@ LAYERS = (
     ("distributed",),
     ("kernels",),
     ("inference", "objectives"),
-    ("train", "evaluate"),
+    ("train", "evaluate", "engines"),
     ("promote", "replicate"),
     ("pipeline",),
     ("draft", "plan"),
