@@ -171,6 +171,8 @@ ERROR_CODES = {
     "prompt-columns": "A row or prompt text for `generate` or `chat` does not match the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
     "endpoint-failed": "An endpoint cannot be reached, refuses the key, or does not have the model.",
+    # engines
+    "engine-failed": "Another program cannot open a model, or failed while it was asked.",
     # train
     "examples-lack-columns": "The objective needs columns that the prepared examples lack.",
     "crash-loop": "Training was killed twice at the same step.",
