@@ -89,7 +89,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/sampling.py draw": (_ASKING,),
     "inference/sampling.py check_generation_options": (_ASKING,),
     "inference/sampling.py require_option": (_ASKING,),
-    "inference/session.py Session.add": (_ARGUMENTS,) * 2,
+    "inference/session.py Session.check": (_ARGUMENTS,) * 2,
     "model/load.py _refuse_unused_layers": (
         "not before: the weights that an architecture reads are known when transformers has built it",
     ),

@@ -19,7 +19,7 @@ LAYERS = (
     ("train", "evaluate", "engines"),
     ("promote", "replicate"),
     ("pipeline",),
-    ("draft", "plan"),
+    ("draft", "plan", "serve"),
     ("sweep", "doctor"),
     ("cli", "__main__", "__init__"),
 )

@@ -54,6 +54,11 @@ class Session:
             RecipeError: the prompt is empty, does not fit in a slot with its answer, or has tokens beyond the model's
                 embedding.
         """
+        self.check(request)
+        self._waiting.append(request)
+
+    def check(self, request: Request) -> None:
+        """Raise the errors of `add`. Can be called from any thread."""
         if not request.prompt:
             raise RecipeError("the prompt is empty", code="empty-prompt", hint="give it at least one token")
         if (longest := len(request.prompt) + request.limits.max_new_tokens) > self._slot_tokens:
@@ -61,7 +66,6 @@ class Session:
             hint = "shorten the prompt, lower max_new_tokens, or open the session with more slot_tokens"
             raise RecipeError(message, code="prompt-too-long", hint=hint)
         require_embedding_rows(max(request.prompt), self._vocabulary, where="prompt")
-        self._waiting.append(request)
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
