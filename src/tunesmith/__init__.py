@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.core.errors import TunesmithError
     from tunesmith.core.verdict import Comparison, Verdict
+    from tunesmith.export.export import Exported, export_model
     from tunesmith.inference.chatter import Chatter, open_chatter
     from tunesmith.inference.sampling import Sampling
     from tunesmith.model.adapter_set import AdapterSet
@@ -28,10 +29,12 @@ HOMES = {
     "AdapterSet": "tunesmith.model.adapter_set",
     "Chatter": "tunesmith.inference.chatter",
     "Comparison": "tunesmith.core.verdict",
+    "Exported": "tunesmith.export.export",
     "Registry": "tunesmith.registry.store",
     "Sampling": "tunesmith.inference.sampling",
     "TunesmithError": "tunesmith.core.errors",
     "Verdict": "tunesmith.core.verdict",
+    "export_model": "tunesmith.export.export",
     "load_recipe": "tunesmith.recipe.load",
     "merge_model": "tunesmith.model.merge",
     "open_chatter": "tunesmith.inference.chatter",
@@ -44,9 +47,9 @@ HOMES = {
 }
 
 __all__ = [
-    "AdapterSet", "Chatter", "Comparison", "Registry", "Sampling", "TunesmithError", "Verdict", "__version__",
-    "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run", "replicated_verdict", "run_recipe",
-    "run_sweep", "score",
+    "AdapterSet", "Chatter", "Comparison", "Exported", "Registry", "Sampling", "TunesmithError", "Verdict",
+    "__version__", "export_model", "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run",
+    "replicated_verdict", "run_recipe", "run_sweep", "score",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("kernels",),
     ("inference", "objectives"),
     ("train", "evaluate", "engines"),
-    ("promote", "replicate"),
+    ("promote", "replicate", "export"),
     ("pipeline",),
     ("draft", "plan", "serve"),
     ("sweep", "doctor"),

@@ -192,6 +192,9 @@ ERROR_CODES = {
     "mirror-failed": "MLflow could not be updated; the registry has the version and the alias nevertheless.",
     "registry-schema": "Another version of tunesmith wrote the registry, in a format that this one cannot read.",
     "registry-unusable": "The registry's database cannot be opened.",
+    # export
+    "adapter-unsupported": "The programs that an exported adapter is for cannot read something in it.",
+    "not-proved": "An export could not be proved to be the same model.",
     # pipeline, plan, slurm and track
     "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is never replaced.",
     "settings-changed": "The run was started with other settings, which cannot change.",

@@ -1,7 +1,9 @@
-"""Merge an adapter into its base and write a plain transformers folder, for programs that cannot load adapters."""
+"""Write any model as a plain transformers folder: adapters merged into their base, for programs that load neither."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -10,11 +12,13 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import new_folder, write_json
 from tunesmith.core.user_folders import check_writable
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
-from tunesmith.fetch.reference import CARD, resolve
+from tunesmith.fetch.reference import CARD, ModelFolder, resolve
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import ComputeConfig
 from tunesmith.model.portable import make_portable
 from tunesmith.tasks.model_tokenizer import load_tokenizer
+
+_OF_ADAPTERS = ("base", "base_pin", "base_digest", "quantization")  # in the card of an adapter, not of a merged model
 
 
 def merge_model(reference: str, out: Path | str) -> Path:
@@ -36,14 +40,43 @@ def merge_model(reference: str, out: Path | str) -> Path:
     if os.path.lexists(folder):
         raise RecipeError("exists already", where=str(folder), hint="name another folder", code="exists")
     check_writable(folder.parent, hint="name another folder")
-    model = open_model(tuned, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
-    own = AutoConfig.from_pretrained(tuned.root.path, local_files_only=True, trust_remote_code=False).dtype
-    adapter_keys = ("base", "base_digest", "quantization")
     with new_folder(folder, merged=reference) as new:
-        save_model(model.to(own or torch.float32), new, base=tuned.root.reference)
-        load_tokenizer(tuned).hf_tokenizer.save_pretrained(new)
-        make_portable(new)
-        write_json(new / CARD, {key: value for key, value in tuned.card.items() if key not in adapter_keys})
-        if trained_rows(tuned):
-            write_trained_rows(new / TRAINED_ROWS, (), tuned)
+        write_plain_model(tuned, new)
     return folder
+
+
+def write_plain_model(model: ModelFolder, folder: Path, dtype: torch.dtype | None = None) -> torch.dtype:
+    """Write a model, with all its adapters merged, to an existing folder; return the dtype of the weights.
+
+    Args:
+        dtype: the dtype to store the weights in; default that of the files of the model or of its root.
+
+    Raises:
+        RecipeError: a weight is too large for fp16.
+    """
+    root = model.root
+    own = AutoConfig.from_pretrained(root.path, local_files_only=True, trust_remote_code=False).dtype or torch.float32
+    dtype = dtype or own
+    opened = open_model(model, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
+    save_model(as_dtype(opened, dtype, model.reference), folder, base=root.reference)
+    load_tokenizer(model).hf_tokenizer.save_pretrained(folder)
+    make_portable(folder)
+    write_json(folder / CARD, full_model_card(model.card))
+    if trained_rows(model):
+        write_trained_rows(folder / TRAINED_ROWS, (), model)
+    return dtype
+
+
+def full_model_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the card of a model without what describes the base of an adapter."""
+    return {key: value for key, value in card.items() if key not in _OF_ADAPTERS}
+
+
+def as_dtype(model: Any, dtype: torch.dtype, name: str) -> Any:
+    """Convert the weights of a model in place and return it; raise RecipeError if fp16 cannot hold one of them."""
+    largest = torch.finfo(dtype).max
+    for weight_name, weight in model.named_parameters():
+        if weight.numel() and not weight.detach().abs().max() <= largest:
+            message = f"the weight {weight_name} has values beyond the range of {str(dtype).removeprefix('torch.')}"
+            raise RecipeError(message, where=name, hint="use --type bf16 or f32", code="precision-unsupported")
+    return model.to(dtype)

@@ -17,6 +17,15 @@ def check_gate(stored: object, *, force: bool, reason: str | None, where: str = 
         VerdictRefused: not forced, and the verdict is missing, damaged or not `better`, or breaks a guard.
         RecipeError: force without a reason, or a reason without force.
     """
+    check_reason(force=force, reason=reason)
+    problems = refusal_reasons(stored)
+    if problems and not force:
+        hint = 'to do it anyway, repeat the command with --force --reason "..."; the log keeps both'
+        raise VerdictRefused("; ".join(problems), where=where, hint=hint)
+
+
+def check_reason(*, force: bool, reason: str | None) -> None:
+    """Raise RecipeError for force without a reason, or a reason without force."""
     has_reason = bool(reason and reason.strip())
     if force and not has_reason:
         hint = 'add --reason "..."; the log keeps it'
@@ -24,10 +33,6 @@ def check_gate(stored: object, *, force: bool, reason: str | None, where: str = 
     if has_reason and not force:
         hint = "remove --reason, or add --force"
         raise RecipeError("--reason has no effect without --force", hint=hint, code="force-reason")
-    problems = refusal_reasons(stored)
-    if problems and not force:
-        hint = 'to do it anyway, repeat the command with --force --reason "..."; the log keeps both'
-        raise VerdictRefused("; ".join(problems), where=where, hint=hint)
 
 
 def refusal_reasons(stored: object) -> list[str]:

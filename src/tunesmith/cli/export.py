@@ -1,0 +1,41 @@
+"""The command `export`: a model in the formats of other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from tunesmith.cli.app import MODELS, command
+from tunesmith.cli.options import AsJson, Flag, ModelName
+from tunesmith.cli.output import print_result
+
+
+@command(MODELS)
+def export(
+    model: ModelName,
+    /,
+    *,
+    to: Annotated[Literal["merged", "adapter"], Parameter(help="Format: a transformers folder, or a PEFT adapter.")],
+    out: Annotated[Path, Parameter(help="Folder to create.")],
+    type: Annotated[
+        str | None, Parameter(help="Type of the weights: f32, f16 or bf16. Default: that of the model.")
+    ] = None,
+    readers: Annotated[
+        list[Literal["peft", "vllm", "llama.cpp"]] | None,
+        Parameter(help="A program that must be able to read the adapter; may be given several times. Default: all."),
+    ] = None,
+    force: Annotated[Flag, Parameter(help="Publish it without a proof that passed. Requires --reason.")] = False,
+    reason: Annotated[str | None, Parameter(help="Why; the export's manifest keeps it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model in the format of other programs, and prove that it is still the same model.
+
+    Examples:
+        tunesmith export viggo@staging --to merged --out viggo-merged
+        tunesmith export viggo@staging --to adapter --readers peft --out adapter
+    """
+    from tunesmith.export.export import export_model
+    from tunesmith.export.text import describe_export
+
+    exported = export_model(model, out, to=to, type=type, readers=readers, force=force, reason=reason)
+    print_result(exported.to_json(), as_json, lambda: describe_export(exported))

@@ -1,0 +1,97 @@
+"""The formats of an export, one row each. Imports no torch, so that options can be checked quickly."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tunesmith.core.errors import RecipeError
+
+READERS = ("peft", "vllm", "llama.cpp")
+"""Programs that read adapters."""
+
+PLAIN_TYPES = ("f32", "f16", "bf16")
+"""The types of weights that transformers stores, as llama.cpp names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of an export.
+
+    Attributes:
+        name: its name on the command line.
+        title: its contents.
+        module: has the functions of the format: `check`, `bytes_needed`, `build`, `open_engine` and `usage`.
+        types: the types of its weights; empty if it stores those of the model.
+        options: the options that have an effect, in addition to `type`.
+    """
+
+    name: str
+    title: str
+    module: str
+    types: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def load(self) -> ModuleType:
+        """Import the module of the format."""
+        return importlib.import_module(self.module)
+
+
+FORMATS: Mapping[str, Format] = {
+    row.name: row
+    for row in (
+        Format("merged", "transformers folder", "tunesmith.export.merged", PLAIN_TYPES),
+        Format("adapter", "PEFT adapter", "tunesmith.export.adapter", options=("readers",)),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to export a model; each format uses some of the options.
+
+    Attributes:
+        type: the type of the weights; None for that of the model.
+        readers: the programs that an adapter must work in; None for all.
+    """
+
+    type: str | None = None
+    readers: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options that are set, as JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else str(v) for name, v in values.items() if v}
+
+
+def format_of(name: str, options: Options) -> Format:
+    """Return the format of this name; raise RecipeError if there is none, or if an option has no effect on it."""
+    if name not in FORMATS:
+        hint = f"use {', '.join(FORMATS)}"
+        raise RecipeError(f"there is no format `{name}`", where="--to", hint=hint, code="wrong-value")
+    row = FORMATS[name]
+    if options.type is not None and options.type not in row.types:
+        hint = f"use {', '.join(row.types)}" if row.types else "leave --type out"
+        raise RecipeError(f"`{name}` has no type `{options.type}`", where="--type", hint=hint, code="wrong-value")
+    for option in options.to_json():
+        if option not in ("type", *row.options):
+            message = f"the option `{option}` has no effect on the format `{name}`"
+            raise RecipeError(message, where=option_flag(option), hint="leave it out", code="no-effect")
+    if unknown := sorted(set(options.readers or ()) - set(READERS)):
+        hint = f"use {', '.join(READERS)}"
+        raise RecipeError(f"there is no reader `{unknown[0]}`", where="--readers", hint=hint, code="wrong-value")
+    return row
+
+
+def option_flag(option: str) -> str:
+    """Return the flag of an option on the command line."""
+    return f"--{option.replace('_', '-')}"
+
+
+def model_file_name(reference: str) -> str:
+    """Return a name for a model's file: of a registered model its name, of a folder its last part."""
+    name = reference.removeprefix("run:").rstrip("/").partition("#")[0]
+    name = Path(name.partition("@")[0] if "/" not in name else name).name
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "model"

@@ -1,0 +1,44 @@
+"""The format `merged`: a plain transformers folder, of an adapter merged into its base or of a full model."""
+
+from math import prod
+from pathlib import Path
+from shlex import quote
+
+import torch
+
+from tunesmith.architecture.weight_headers import tensor_shapes
+from tunesmith.engines.base import Engine
+from tunesmith.engines.transformers_folder import TransformersFolder
+from tunesmith.export.formats import Options
+from tunesmith.export.prompt_defaults import write_prompt_defaults
+from tunesmith.fetch.reference import ModelFolder
+from tunesmith.model.merge import write_plain_model
+
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check(model: ModelFolder, options: Options) -> None:
+    """Accept every model."""
+
+
+def bytes_needed(model: ModelFolder, options: Options) -> int:
+    """Return the size of the weights, and 10 % for the other files."""
+    parameters = sum(map(prod, tensor_shapes(model.root.path).values()))
+    return int(1.1 * parameters * (2 if options.type in ("f16", "bf16") else 4))
+
+
+def build(model: ModelFolder, folder: Path, options: Options) -> str:
+    """Write the model to a folder and return the type of its weights."""
+    dtype = write_plain_model(model, folder, _DTYPES[options.type] if options.type else None)
+    write_prompt_defaults(folder, model)
+    return next(name for name, known in _DTYPES.items() if known == dtype)
+
+
+def open_engine(model: ModelFolder, folder: Path, options: Options) -> Engine:
+    """Open the folder as a user of transformers does."""
+    return TransformersFolder(folder)
+
+
+def usage(folder: Path) -> str:
+    """Return a command that serves the model."""
+    return f"vllm serve {quote(str(folder))} --generation-config vllm"
