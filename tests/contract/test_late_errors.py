@@ -20,7 +20,7 @@ from tests.contract.sources import Source, sources
 
 from tunesmith.core import errors
 
-FOLDERS = ("train", "evaluate", "model", "distributed", "kernels", "inference", "scoring", "promote")
+FOLDERS = ("train", "evaluate", "model", "distributed", "kernels", "inference", "scoring", "promote", "proof")
 _OUR_ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 
 _SCORE = "command: score and verdict, whose files are the user's"
@@ -33,6 +33,7 @@ _DAMAGE = "not before: a file was damaged after it was written"
 _MEMORY = "not before: plan estimates the memory of a pass; only the pass shows it"
 
 _COMPARED = "command: compare"
+_PROVED = "not before: it follows from what the engine answers"
 _COMPARABLE = "plan tunesmith.pipeline.checks:check_version_to_replace"
 _INCUMBENT = "not before: the alias may move until the promotion"
 
@@ -117,6 +118,9 @@ _LATE: dict[str, tuple[str, ...]] = {
     "distributed/fsdp.py _mesh": ("not before: machines differ from each other",),
     "distributed/fsdp.py raise_if_sharded": (_MEMORY,),
     "distributed/fsdp.py shard": ("not before: which modules are layers is known when the model is built",),
+    "proof/prove.py require_proved": (_PROVED,),
+    "proof/record.py parse_proof": (_DAMAGE,),
+    "proof/tolerances.py tolerance_for": ("command: prove and export, which check the type before they start",),
     "scoring/unscorable.py check_scorable": ("plan tunesmith.pipeline.checks:check_prompts",),
     "scoring/bootstrap.py Sample.score": ("not before: it follows from the answers",),
     "scoring/sql_execution.py _Worker._start": ("not before: the system starts no process", _REHEARSED),

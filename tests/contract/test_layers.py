@@ -17,6 +17,7 @@ LAYERS = (
     ("kernels",),
     ("inference", "objectives"),
     ("train", "evaluate", "engines"),
+    ("proof",),
     ("promote", "replicate", "export"),
     ("pipeline",),
     ("draft", "plan", "serve"),

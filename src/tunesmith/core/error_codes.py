@@ -12,6 +12,7 @@ ERROR_CODES = {
     "does-not-fit": "There is too little memory or disk space.",
     "damaged-file": "A stored file is damaged or has been altered.",
     "non-finite": "The loss or a gradient became NaN or infinite.",
+    "not-proved": "An engine or an export does not give the answers of the model, or nothing about it could be proved.",
     "interrupted": "A run was stopped by Ctrl-C or a signal; the same command resumes it.",
     "process-lost": "Another process of the run exited or hangs; the same command resumes the run.",
     # core and cli
@@ -173,6 +174,9 @@ ERROR_CODES = {
     "endpoint-failed": "An endpoint cannot be reached, refuses the key, or does not have the model.",
     # engines
     "engine-failed": "Another program cannot open a model, or failed while it was asked.",
+    # proof
+    "damaged-proof": "A stored proof lacks a value, or two of its values contradict each other.",
+    "unknown-type": "There is no such type of weights.",
     # train
     "examples-lack-columns": "The objective needs columns that the prepared examples lack.",
     "crash-loop": "Training was killed twice at the same step.",
@@ -194,7 +198,6 @@ ERROR_CODES = {
     "registry-unusable": "The registry's database cannot be opened.",
     # export
     "adapter-unsupported": "The programs that an exported adapter is for cannot read something in it.",
-    "not-proved": "An export could not be proved to be the same model.",
     # pipeline, plan, slurm and track
     "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is never replaced.",
     "settings-changed": "The run was started with other settings, which cannot change.",

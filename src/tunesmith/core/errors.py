@@ -7,6 +7,7 @@ TunesmithError            1   any other error
 ├── DoesNotFit            5   memory or disk
 ├── DamagedFile           6   a stored file is damaged or has been altered
 ├── NonFinite             7   training became NaN or infinite
+├── NotProved             8   an engine does not give the answers of the model
 └── Interrupted          75   stopped in a resumable state (Slurm requeues on it)
     └── ProcessLost      75   ... because another rank exited or hangs
 """
@@ -88,6 +89,13 @@ class NonFinite(TunesmithError):
 
     exit_code = 7
     code = "non-finite"
+
+
+class NotProved(TunesmithError):
+    """An engine, or an exported file, does not give the answers of the model, within the limits of a proof."""
+
+    exit_code = 8
+    code = "not-proved"
 
 
 class Interrupted(TunesmithError):

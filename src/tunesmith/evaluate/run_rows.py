@@ -91,9 +91,9 @@ class RunRows:
         [outputs] = run_model(name, model, test, folder)
         return outputs
 
-    def store(self, digest: str, outputs: Outputs) -> None:
-        """Score a model's outputs, and seal its folder."""
-        folder = self.folder(digest)
+    def store(self, digest: str, outputs: Outputs, folder: Path | None = None) -> None:
+        """Score a model's outputs, and seal its folder: by default that of `folder`."""
+        folder = folder or self.folder(digest)
         folder.mkdir(parents=True, exist_ok=True)
         write_scores(folder, self.examples, outputs, self._scorer)
         seal_folder(folder, inputs=self._inputs_of(digest))

@@ -238,7 +238,7 @@ def open_chatter(
     """
     folder = adapters.folder(reference) if adapters else resolve(reference)
     tokenizer = load_tokenizer(folder)
-    data, is_trained = _prompt_data(folder, tokenizer)
+    data, is_trained = prompt_data(folder, tokenizer)
     if system is not None:
         if not isinstance(data, ChatData):
             raise RecipeError(f"a system turn has no effect with `task: {data.task}`", code="no-effect")
@@ -261,7 +261,7 @@ def _compute_config(folder: ModelFolder) -> ComputeConfig:
     return choose_compute(quantized=quantized)
 
 
-def _prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
+def prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
     """Return the data section of the model's training and true, or a default section and false."""
     stored = folder.card.get("data")
     if isinstance(stored, dict):

@@ -8,7 +8,7 @@ def test_exit_codes_are_those_in_the_documentation() -> None:
     codes = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert codes == {
         "TunesmithError": 1, "RecipeError": 2, "DataError": 3, "VerdictRefused": 4, "DoesNotFit": 5, "DamagedFile": 6,
-        "NonFinite": 7, "Interrupted": 75, "ProcessLost": 75,
+        "NonFinite": 7, "NotProved": 8, "Interrupted": 75, "ProcessLost": 75,
     }  # fmt: skip
     assert all(issubclass(getattr(errors, name), TunesmithError) for name in codes)
 

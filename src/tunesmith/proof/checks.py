@@ -1,0 +1,104 @@
+"""The checks of ids, template and logits, each of which finds faults that the others do not see.
+
+A wrong pre-tokenizer changes ids only, a missing template prompts only, a wrong constant of a layer logits only.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, islice
+
+from tunesmith.engines.base import Engine
+from tunesmith.proof.asking import ask_all
+from tunesmith.proof.distributions import Scores, divergence, most_probable
+from tunesmith.proof.questions import Conversation, Questions
+from tunesmith.proof.record import Check, Measure
+from tunesmith.proof.reference import TOP, Reference
+from tunesmith.proof.tolerances import Tolerance
+
+IDS, TEMPLATE, LOGITS = "ids", "template", "logits"
+
+_EXAMPLES = 3  # of differences that the details name
+
+
+def check_ids(engine: Engine, questions: Questions) -> Check:
+    """Compare the ids of probes and of the rows' texts. Control tokens in a text are control tokens here."""
+    texts, names = list(questions.texts), list(questions.texts.values())
+    expected = [questions.tokenizer.encode_trusted(text) for text in texts]
+    found = ask_all("proof: ids", engine.encode, texts, unit="texts")
+    if found is None:
+        return Check(IDS, impossible=f"{engine.name} does not give the ids of a text")
+    wrong = [place for place, ids in enumerate(found) if list(ids) != expected[place]]
+    details = [_difference(names[i], expected[i], found[i]) for i in wrong[:_EXAMPLES]]
+    return Check(IDS, (Measure.all_of("equal texts", len(expected) - len(wrong), len(expected)),), tuple(details))
+
+
+def check_template(engine: Engine, questions: Questions) -> Check:
+    """Compare the prompts of conversations: with and without a system turn, with several turns, and of the rows."""
+    conversations = questions.conversations
+    if not conversations:
+        return Check(TEMPLATE, impossible="the model is not asked with conversations")
+    found = ask_all(
+        "proof: template", lambda one: engine.encode_chat(one.messages), conversations, unit="conversations"
+    )
+    if found is None:
+        return Check(TEMPLATE, impossible=f"{engine.name} does not give the prompt of a conversation")
+    pairs = list(zip(conversations, map(tuple, found), strict=True))
+    adds_system = any(ids == one.with_system for one, ids in pairs)
+    wrong = [(one, ids) for one, ids in pairs if ids != _expected(one, adds_system=adds_system)]
+    if wrong and questions.unsent:
+        unsent = f"the prompts of this model have {questions.unsent}, which the client sends besides the messages"
+        return Check(TEMPLATE, impossible=unsent)
+    details = [_difference(one.name, one.ids, ids) for one, ids in wrong[:_EXAMPLES]]
+    if adds_system:
+        details.append("the recipe's system turn is put first if a conversation has none")
+    return Check(TEMPLATE, (Measure.all_of("equal prompts", len(pairs) - len(wrong), len(pairs)),), tuple(details))
+
+
+def check_logits(engine: Engine, reference: Reference, tolerance: Tolerance) -> Check:
+    """Compare the distributions at each token of the reference's answers, given the same tokens before it."""
+    if not reference.scored:
+        return Check(LOGITS, impossible="the reference has no log-probabilities")
+    places = list(reference.scored)
+    wanted = {place: reference.answer_with_end(place)[: len(reference.scored[place])] for place in places}
+    found = ask_all(
+        "proof: logits",
+        lambda place: engine.token_scores(reference.answers[place].prompt, wanted[place], TOP),
+        places,
+        unit="answers",
+    )
+    if found is None:
+        return Check(LOGITS, impossible=f"{engine.name} does not give the log-probabilities of given tokens")
+    tokens = list(chain.from_iterable(wanted.values()))
+    ours = list(chain.from_iterable(reference.scored.values()))
+    theirs: list[Scores] = list(chain.from_iterable(found))
+    return Check(LOGITS, _distances(tokens, ours, theirs, tolerance))
+
+
+def _distances(
+    tokens: Sequence[int], ours: Sequence[Scores], theirs: Sequence[Scores], tolerance: Tolerance
+) -> tuple[Measure, ...]:
+    triples = list(zip(tokens, ours, theirs, strict=True))
+    mean_kl = sum(divergence(our, their, TOP) for _, our, their in triples) / len(triples)
+    same_first = sum(most_probable(our) == most_probable(their) for _, our, their in triples)
+    largest = max(abs(our[token] - _score(their, token)) for token, our, their in triples)
+    return (
+        Measure("mean KL divergence per token (nats)", mean_kl, at_most=tolerance.mean_kl),
+        Measure("largest difference of a log-probability (nats)", largest, at_most=tolerance.max_difference),
+        Measure("equal most probable tokens", same_first, len(triples)),
+    )
+
+
+def _score(scores: Scores, token: int) -> float:
+    """Return a token's log-probability; if it is not given, that of the last given one, which is at least as high."""
+    return scores[token] if token in scores else min(scores.values())
+
+
+def _expected(one: Conversation, *, adds_system: bool) -> tuple[int, ...]:
+    return one.with_system if adds_system and one.with_system is not None else one.ids
+
+
+def _difference(name: str, expected: Sequence[int], found: Sequence[int]) -> str:
+    """Return a sentence about the first id that differs."""
+    start = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
+    start = min(len(expected), len(found)) if start is None else start
+    here, there = (list(islice(ids, start, start + 4)) for ids in (expected, found))
+    return f"{name}: from token {start + 1} on, {here} is expected and {there} was found"

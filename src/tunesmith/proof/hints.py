@@ -1,0 +1,24 @@
+"""What to do about a proof that failed."""
+
+from tunesmith.proof.record import Proof
+from tunesmith.proof.tolerances import tolerance_for
+
+_QUANTIZED = "these weights lost the tuning: use --type q8_0, or the base's own file with --adapter-only"
+_HINTS = {
+    "ids": "the file has another pre-tokenizer, other types of control tokens, or another vocabulary than the model",
+    "template": "the chat template is missing or another one, or a token is added before the prompt",
+    "logits": "the weights or a constant of the model differ (rope base, epsilon of a norm, order of q and k)",
+    "answers": "the token that ends an answer may be another one: compare eos in the file with the model's",
+    "verdict": "the answers score worse than the model's: compare them by `tunesmith compare`",
+}
+
+
+def hint_for(proof: Proof) -> str:
+    """Return the usual cause of the first failed check; for quantized weights, the types to use instead."""
+    failed = [check.name for check in proof.failed]
+    if not failed:
+        return "the engine offers no way to check logits or answers"
+    is_quantized = tolerance_for(proof.type).max_gap is None
+    if is_quantized and not {"ids", "template"} & set(failed):
+        return _QUANTIZED
+    return _HINTS[failed[0]]
