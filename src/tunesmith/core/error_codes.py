@@ -65,6 +65,8 @@ ERROR_CODES = {
     "no-base": "An adapter does not name its base.",
     "base-cycle": "An adapter is its own base, directly or through other adapters.",
     "base-changed": "The files of a base have changed since an adapter was trained on it.",
+    "base-reconverted": "A .gguf base was converted with other token ids when an adapter was trained on it.",
+    "unknown-pre-tokenizer": "A .gguf file names a pre-tokenizer that is not known or that transformers would replace.",
     # architecture
     "already-quantized": "The stored weights of the base are quantized.",
     "vocabulary-mismatch": "The tokenizer, the configuration and the embedding of a model have different sizes.",

