@@ -13,7 +13,7 @@ LAYERS = (
     ("estimate", "tasks", "slurm"),
     ("data",),
     ("model",),
-    ("distributed",),
+    ("distributed", "gguf"),
     ("kernels",),
     ("inference", "objectives"),
     ("train", "evaluate", "engines"),

@@ -60,8 +60,8 @@ def make_tokenizer(
     return made
 
 
-def config(kind: str) -> Any:
-    """Return the configuration of a random two-layer model of an architecture."""
+def config(kind: str, **changes: Any) -> Any:
+    """Return the configuration of a random two-layer model of an architecture; `changes` are of its settings."""
     from transformers import AutoConfig
 
     common = {"vocab_size": 320, "pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
@@ -80,11 +80,13 @@ def config(kind: str) -> Any:
                    "query_pre_attn_scalar": 8},
         "gemma3_text": {**llama, "sliding_window": 16, "query_pre_attn_scalar": 8},
         "mistral": {**llama, "sliding_window": 16},
+        "phi3": {**{k: v for k, v in llama.items() if k != "head_dim"}, **_no_dropout("resid", "embd")},
+        "gpt_neox": {k: v for k, v in llama.items() if k not in ("num_key_value_heads", "head_dim")},
         "granite": {**llama, "logits_scaling": 3.0},
         "phi": {**{k: v for k, v in llama.items() if k != "head_dim"}, **_no_dropout("resid", "embd"),
                 "partial_rotary_factor": 0.5},
     }  # fmt: skip
-    return AutoConfig.for_model(kind, **common, **special.get(kind, llama))
+    return AutoConfig.for_model(kind, **{**common, **special.get(kind, llama), **changes})
 
 
 def _no_dropout(*names: str) -> dict[str, float]:
@@ -99,9 +101,13 @@ def save_plain_model(folder: Path, kind: str, *, spare_rows: int = 0) -> Path:
     return _saved(folder, shape, made, seed=0)
 
 
-def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0) -> Path:
-    """Write a random model and its tokenizer to a folder with `save_pretrained`; return the folder."""
-    return _saved(folder, config(kind), make_tokenizer(template), seed=seed)
+def save_model(folder: Path, kind: str, *, template: str | None = CHATML, seed: int = 0, **changes: Any) -> Path:
+    """Write a random model and its tokenizer to a folder with `save_pretrained`; return the folder.
+
+    Args:
+        changes: settings of the model's configuration.
+    """
+    return _saved(folder, config(kind, **changes), make_tokenizer(template), seed=seed)
 
 
 def _saved(folder: Path, shape: Any, made: Any, *, seed: int) -> Path:

@@ -88,6 +88,11 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return {name: list(entry["shape"]) for name, entry in _headers(folder).items()}
 
 
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Return {name: weight file} of all tensors in a folder; raises the errors of `tensor_shapes`."""
+    return {name: file for file in _weight_files(folder, _index(folder)) for name in _header(file)}
+
+
 def _headers(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the header entries of all tensors in a folder's weight files."""
     index = _index(folder)

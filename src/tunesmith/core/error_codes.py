@@ -168,6 +168,10 @@ ERROR_CODES = {
     "uneven-processes": "Machines have different numbers of processes, and `launch.sharding: node` needs equal ones.",
     "ranks-differ": "The processes of a run have different inputs (such as data or base) or versions of tunesmith.",
     "port-in-use": "Another program uses the port (MASTER_PORT) at which the processes of a run connect.",
+    # gguf
+    "gguf-unsupported": "GGUF files, or llama.cpp, have no place for something in a model, or compute it differently.",
+    "gguf-overflow": "A weight is not finite, or too large for the type of a GGUF file.",
+    "unknown-gguf-type": "There is no type of GGUF files with this name.",
     # inference and evaluate
     "empty-prompt": "A prompt has no tokens.",
     "prompt-too-long": "Prompt and `max_new_tokens` together exceed the model's context length or a session's slot.",

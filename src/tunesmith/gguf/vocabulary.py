@@ -1,0 +1,238 @@
+"""A tokenizer as metadata of a GGUF file, such that llama.cpp gives the same ids.
+
+Facts are those of llama.cpp's src/llama-vocab.cpp: byte-level BPE is its model `gpt2`, and BPE with byte tokens, which
+SentencePiece trains, its model `llama`. What a file cannot express is refused or a warning.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gguf import TokenType
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.fetch.pretokenizer import gguf_name
+from tunesmith.tasks.base import RowProblem
+from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.template_text import TemplateReader
+from tunesmith.tasks.tokenizer import TokenizerAdapter
+
+_SPACE = "\u2581"  # what SentencePiece writes for a blank
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_UNREACHABLE = -1e9  # the score of a token that no merge makes
+_HINT = "use `--to merged`, which any program that reads transformers models can open"
+
+
+class Vocabulary(NamedTuple):
+    """The metadata of a tokenizer, and warnings for the user."""
+
+    metadata: dict[str, Any]
+    warnings: list[str]
+
+
+def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
+    """Return the metadata of a folder's tokenizer.
+
+    Args:
+        rows: the rows of the embedding. A file needs a token for each, so unused ones get a name.
+
+    Raises:
+        RecipeError: the folder has no tokenizer, or llama.cpp has none that gives the same ids.
+    """
+    tokenizer = load_tokenizer(ModelFolder(str(folder), folder))
+    transformers_tokenizer = tokenizer.hf_tokenizer
+    backend = transformers_tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    texts = {token_id: text for text, token_id in backend.get_vocab(with_added_tokens=True).items()}
+    where = str(folder / "tokenizer.json")
+    if max(texts) >= rows:
+        message = f"the tokenizer has the token {max(texts)}, but the embedding has only {rows} rows"
+        hint = "the tokenizer belongs to another model, or has tokens that were never trained"
+        raise RecipeError(message, where=where, hint=hint, code="vocabulary-mismatch")
+    if state["model"]["type"] != "BPE":
+        message = f"llama.cpp has no tokenizer like this one ({state['model']['type']})"
+        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+    describe = _sentencepiece if state["model"].get("byte_fallback") else _byte_level
+    model, warnings = describe(backend, state, has_template=tokenizer.has_chat_template, where=where)
+    added = {token["id"]: token for token in state["added_tokens"]}
+    is_pieces = model["tokenizer.ggml.model"] == "llama"
+    tokens = [_token_text(i, texts, added, is_pieces=is_pieces) for i in range(rows)]
+    _refuse_duplicates(tokens, where)
+    unknown = transformers_tokenizer.unk_token_id
+    types = [int(_token_type(i, texts, added, unknown if is_pieces else None)) for i in range(rows)]
+    metadata = {**model, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if is_pieces:
+        scores = _scores(state["model"]["merges"])
+        metadata["tokenizer.ggml.scores"] = [scores.get(texts.get(i, ""), _UNREACHABLE) for i in range(rows)]
+    special, more_warnings = _special_tokens(tokenizer, folder)
+    return Vocabulary(metadata | special, [*warnings, *_strip_warnings(added), *more_warnings])
+
+
+def _byte_level(
+    backend: Any, state: dict[str, Any], *, has_template: bool, where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata of byte-level BPE without its tokens."""
+    name = gguf_name(backend)
+    normalizer = state["normalizer"]
+    if normalizer is not None and normalizer["type"] != "NFC":
+        message = f"llama.cpp does not normalize text as this tokenizer does ({normalizer['type']})"
+        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+    if name is None:
+        message = "llama.cpp knows no pre-tokenizer that splits text as this tokenizer does"
+        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
+    return metadata, []
+
+
+def _sentencepiece(
+    backend: Any, state: dict[str, Any], *, has_template: bool, where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata of BPE with byte tokens without its tokens and scores.
+
+    llama.cpp writes a blank before the first text and before each text after a control token, or never. A tokenizer
+    that writes one before the first text only never does in a chat, whose texts all follow control tokens.
+    """
+    problem, prefix = None, _blank_prefix(state)
+    if prefix is None:
+        problem = "llama.cpp does not normalize or split text as this tokenizer does"
+    elif not all(byte in state["model"]["vocab"] for byte in _BYTES):
+        problem = "the tokenizer has no token for some bytes"
+    if problem:
+        raise RecipeError(problem, where=where, hint=_HINT, code="gguf-unsupported")
+    warnings = []
+    if prefix == "first":
+        case = "texts without the chat template" if has_template else "texts after control tokens"
+        warnings.append(f"llama.cpp splits {case} at their beginning differently from this tokenizer")
+    adds_prefix = prefix == "always" or (prefix == "first" and not has_template)
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.add_space_prefix": adds_prefix,
+    }
+    return metadata, warnings
+
+
+def _blank_prefix(state: dict[str, Any]) -> str | None:
+    """Return when a tokenizer writes a blank before a text (always, first, never); None if it changes texts further."""
+    prefix = "never"
+    for step in _steps(state["normalizer"], "normalizers"):
+        match step:
+            case {"type": "Prepend", "prepend": "\u2581"}:
+                prefix = "always"
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
+                pass
+            case _:
+                return None
+    for step in _steps(state["pre_tokenizer"], "pretokenizers"):
+        match step:
+            case {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}:
+                prefix = scheme
+            case {"type": "Split", "pattern": {"String": " "}}:  # the normalizer has left no blanks to split at
+                pass
+            case _:
+                return None
+    return prefix
+
+
+def _steps(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if state is None:
+        return []
+    return list(state[key]) if state["type"] == "Sequence" else [state]
+
+
+def _scores(merges: list[Any]) -> dict[str, float]:
+    """Return {token: score}: the sooner a token is merged, the higher."""
+    scores: dict[str, float] = {}
+    for rank, merge in enumerate(merges):
+        first, _, second = merge.partition(" ") if isinstance(merge, str) else (merge[0], "", merge[1])
+        scores.setdefault(first + second, -float(rank))
+    return scores
+
+
+def _token_text(token_id: int, texts: dict[int, str], added: dict[int, Any], *, is_pieces: bool) -> str:
+    """Return a token's text in the file. llama.cpp finds added tokens in the text as it is, with real blanks."""
+    text = texts.get(token_id, f"[PAD{token_id}]")
+    is_word = token_id in added and not added[token_id]["special"]
+    return text.replace(_SPACE, " ") if is_word and is_pieces else text
+
+
+def _token_type(token_id: int, texts: dict[int, str], added: dict[int, Any], unknown: int | None) -> TokenType:
+    if token_id not in texts:
+        return TokenType.UNUSED
+    if token_id == unknown:
+        return TokenType.UNKNOWN
+    if token_id in added:
+        return TokenType.CONTROL if added[token_id]["special"] else TokenType.USER_DEFINED
+    if unknown is not None and texts[token_id] in _BYTES:
+        return TokenType.BYTE
+    return TokenType.NORMAL
+
+
+def _refuse_duplicates(tokens: list[str], where: str) -> None:
+    """Raise RecipeError if two tokens have one text, with which llama.cpp ends its process."""
+    if len(set(tokens)) < len(tokens):
+        twice = next(text for text in tokens if tokens.count(text) > 1)
+        message = f"two tokens have the text {twice!r}, which llama.cpp cannot tell apart"
+        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+
+
+def _strip_warnings(added: dict[int, Any]) -> Iterator[str]:
+    names = [token["content"] for token in added.values() if token["lstrip"] or token["rstrip"]]
+    if names:
+        yield f"llama.cpp keeps the blanks next to {', '.join(names[:5])}, which this tokenizer removes"
+
+
+def _special_tokens(tokenizer: TokenizerAdapter, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of special tokens and the chat template, and warnings."""
+    original = tokenizer.hf_tokenizer
+    before, after = tokenizer.special_tokens_around(target=False)
+    ids = {"bos": original.bos_token_id, "eos": original.eos_token_id, "unknown": original.unk_token_id}
+    ids["padding"] = original.pad_token_id
+    end_of_turn, warnings = _end_of_turn(tokenizer)
+    if ids["eos"] is None:
+        ids["eos"] = end_of_turn
+    if ids["eos"] is None:
+        message = "the tokenizer has no end-of-text token, so llama.cpp would end answers at another one"
+        hint = "set eos_token in tokenizer_config.json"
+        raise RecipeError(message, where=str(folder), hint=hint, code="no-stop-token")
+    if end_of_turn is not None:
+        ids["eot"] = end_of_turn
+    metadata: dict[str, Any] = {
+        f"tokenizer.ggml.{name}_token_id": int(token_id) for name, token_id in ids.items() if token_id is not None
+    }
+    adds_bos, adds_eos = before == (ids["bos"],), after == (ids["eos"],)
+    if (before and not adds_bos) or (after and not adds_eos):
+        warnings.append("this tokenizer writes special tokens around a text that llama.cpp does not write")
+    metadata |= {"tokenizer.ggml.add_bos_token": adds_bos, "tokenizer.ggml.add_eos_token": adds_eos}
+    return metadata | _chat_template(original), warnings
+
+
+def _end_of_turn(tokenizer: TokenizerAdapter) -> tuple[int | None, list[str]]:
+    """Return the token that ends an answer in the chat template; llama.cpp guesses it only by well-known names."""
+    if not tokenizer.has_chat_template:
+        return None, []
+    try:
+        return TemplateReader(tokenizer, {}).stop_id, []
+    except (TunesmithError, RowProblem) as problem:
+        return None, [f"the token that ends a turn is unknown, so answers may not stop ({problem})"]
+
+
+def _chat_template(original: Any) -> dict[str, Any]:
+    """Return the keys of the chat template, and of further named ones."""
+    template = original.chat_template
+    if not template:
+        return {}
+    if isinstance(template, str):
+        template = {"default": template}
+    if original.bos_token is None:  # llama.cpp would write another token in its place
+        template = {name: _without_bos(text) for name, text in template.items()}
+    named = {f"tokenizer.chat_template.{name}": text for name, text in template.items() if name != "default"}
+    metadata = {"tokenizer.chat_template": template.get("default") or original.get_chat_template(), **named}
+    return metadata | ({"tokenizer.chat_templates": [name.rpartition(".")[2] for name in named]} if named else {})
+
+
+def _without_bos(template: str) -> str:
+    return "{%- set bos_token = '' -%}" + template if "bos_token" in template else template

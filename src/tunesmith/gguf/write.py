@@ -1,0 +1,60 @@
+"""Write a transformers model as one GGUF file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.suggest import did_you_mean
+from tunesmith.gguf.architectures import find_architecture, read_model_config
+from tunesmith.gguf.gguf_file import general_metadata, refuse_existing, write_file
+from tunesmith.gguf.hyperparameters import hyperparameters
+from tunesmith.gguf.rope import describe_rope
+from tunesmith.gguf.tensor_types import GGUF_TYPES, GgufType
+from tunesmith.gguf.tensors import computed_tensor, list_tensors
+from tunesmith.gguf.vocabulary import describe_vocabulary
+
+
+def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, str] = {}) -> list[str]:
+    """Write the model of a plain transformers folder, with its tokenizer and chat template, to a GGUF file.
+
+    Args:
+        folder: a local folder, such as `merge_model` writes.
+        out: the file to create.
+        type: one of `GGUF_TYPES`.
+        metadata: further keys, such as `general.name` and `general.license`.
+
+    Returns:
+        Warnings: where llama.cpp will behave differently from transformers.
+
+    Raises:
+        RecipeError: the file exists, the type is unknown, the model cannot be written, or a weight is not finite or
+            too large for the type. Nothing is left of the file.
+        DamagedFile: the folder's weights are damaged.
+        DoesNotFit: the disk is full.
+    """
+    file_type = find_type(type)
+    refuse_existing(out)
+    config = read_model_config(folder)
+    architecture = find_architecture(config, folder)
+    rope = describe_rope(config, architecture.scalings, where=str(folder / "config.json"))
+    tensors = list_tensors(folder, config, architecture)
+    tensors += [computed_tensor(name, name, values) for name, values in rope.tensors.items()]
+    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
+    shape, shape_warnings = hyperparameters(config, architecture, vocabulary=rows)
+    vocabulary = describe_vocabulary(folder, rows=rows)
+    written = {
+        **general_metadata(folder, file_type),
+        **{f"{architecture.name}.{key}": value for key, value in (shape | rope.metadata).items()},
+        **vocabulary.metadata,
+        **metadata,
+    }
+    write_file(out, architecture.name, written, tensors, file_type)
+    return [*shape_warnings, *vocabulary.warnings]
+
+
+def find_type(name: str) -> GgufType:
+    """Return the type of this name; raise RecipeError if there is none."""
+    if name not in GGUF_TYPES:
+        message = f"there is no GGUF type `{name}`"
+        raise RecipeError(message, hint=did_you_mean(name, GGUF_TYPES), code="unknown-gguf-type")
+    return GGUF_TYPES[name]
