@@ -45,9 +45,9 @@ class TransformersFolder:
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_chat(self, messages: Messages) -> list[int] | None:
-        """Return the ids of what the chat template renders; None if the folder has no template."""
+        """Return the ids of what the chat template renders; none if the folder has no template."""
         if not self._tokenizer.chat_template:
-            return None
+            return []
         with self._lock:
             prompt = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
@@ -89,7 +89,7 @@ class TransformersFolder:
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the answer to the prompt that the chat template renders."""
         prompt = self.encode_chat(messages)
-        return None if prompt is None else self.answer(prompt, max_new_tokens=max_new_tokens)
+        return self.answer(prompt, max_new_tokens=max_new_tokens) if prompt else None
 
     def close(self) -> None:
         """Free the weights."""
