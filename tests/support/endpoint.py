@@ -8,21 +8,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = Callable[[dict[str, Any]], tuple[int, Any]]
-"""Returns (status, response) for the body of a request."""
+"""Returns (status, response) for a request: its body (empty for GET), with its `path` and `key`."""
 
 
 @contextmanager
 def endpoint(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the URL of a server, and the bodies of its requests with their `path` and `key`."""
+    """Yield the URL of a server, and its requests as `reply` gets them."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
-            status, response = reply(body)
-            content = json.dumps(response).encode()
+            self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def do_GET(self) -> None:
+            self._reply({})
+
+        def _reply(self, body: dict[str, Any]) -> None:
+            request = {**body, "path": self.path, "key": self.headers.get("Authorization")}
+            requests.append(request)
+            status, response = reply(request)
+            content = response.encode() if isinstance(response, str) else json.dumps(response).encode()
             self.send_response(status)
+            if status in (301, 302, 307):
+                self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -29,6 +29,10 @@ ERROR_CODES = {
     "disk-full": "The disk or the quota is full, or the disk cannot hold a file of this size.",
     "wrong-path": "A path cannot be used: a folder instead of a file, a name that is too long, or a loop of links.",
     "missing-package": "A Python package that this command needs is not installed.",
+    "server-unreachable": "A server cannot be reached over HTTP, or does not answer in time.",
+    "wrong-key": "A server refuses the key of the request.",
+    "request-refused": "A server refuses a request, with an HTTP status between 300 and 499.",
+    "server-failed": "A server fails (HTTP 5xx), or answers something other than its protocol allows.",
     "encoding": "A text is not UTF-8.",
     "locked": "Another process is writing to the run, the cache or the registry.",
     "not-evaluated": "The run has no verdict yet.",
@@ -177,8 +181,8 @@ ERROR_CODES = {
     "prompt-too-long": "Prompt and `max_new_tokens` together exceed the model's context length or a session's slot.",
     "prompt-columns": "A row or prompt text for `generate` or `chat` does not match the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
-    "endpoint-failed": "An endpoint cannot be reached, refuses the key, or does not have the model.",
     # engines
+    "engine-exited": "Another program exited, or was not ready in time; the message has the end of its log.",
     "engine-failed": "Another program cannot open a model, or failed while it was asked.",
     # proof
     "damaged-proof": "A stored proof lacks a value, or two of its values contradict each other.",

@@ -37,8 +37,12 @@ class Engine(Protocol):
         """The program and its version: "llama.cpp b11549", "vLLM 0.32.0", "transformers 5.23.0"."""
         ...
 
-    def encode(self, text: str) -> list[int] | None:
-        """Return the ids of a text with nothing added; text that spells a control token may become that token."""
+    def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
+        """Return the ids of a text; text that spells a control token may become that token.
+
+        Args:
+            add_special: add the control tokens that a text prompt gets, such as one at its beginning.
+        """
         ...
 
     def encode_chat(self, messages: Messages) -> list[int] | None:
@@ -48,7 +52,7 @@ class Engine(Protocol):
     def token_scores(self, prompt: Ids, answer: Ids, top: int) -> list[Mapping[int, float]] | None:
         """Return the log-probabilities (natural logarithm) at each token of an answer, given all tokens before it.
 
-        Each has the `top` most probable tokens and the answer's own token, if the engine says how probable that is.
+        Each has the `top` most probable tokens and the answer's own token, if the engine gives it.
         """
         ...
 

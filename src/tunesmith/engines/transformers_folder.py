@@ -39,10 +39,10 @@ class TransformersFolder:
         """The version of transformers."""
         return f"transformers {transformers.__version__}"
 
-    def encode(self, text: str) -> list[int] | None:
-        """Return the ids of a text without special tokens around it."""
+    def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
+        """Return the ids of a text."""
         with self._lock:
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(self._tokenizer(text, add_special_tokens=add_special)["input_ids"])
 
     def encode_chat(self, messages: Messages) -> list[int] | None:
         """Return the ids of what the chat template renders; none if the folder has no template."""

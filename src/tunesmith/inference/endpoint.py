@@ -3,25 +3,17 @@
 Protocol: https://platform.openai.com/docs/api-reference/chat/create
 """
 
-import http.client
-import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.core import interrupt
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.json_server import JsonServer, RequestRefused
 
 _REFERENCE = re.compile(r"(https?://[^#]+?)/*#(.+)")
-_SECONDS = 300.0  # for one answer
-# Pauses between attempts, in seconds. The last one is followed by a last attempt.
-_PAUSES = (1.0, 2.0, 4.0, 8.0)
-_BUSY, _BAD_REQUEST = (408, 409, 429), (400, 413, 422)
+_BAD_REQUEST = (400, 413, 422)  # such as a prompt beyond the model's context length
 _MESSAGE_CHARACTERS = 200
 
 
@@ -54,7 +46,7 @@ class Endpoint:
             raise RecipeError("names no model", where=reference, code="unknown-model", hint=hint)
         return cls(match[1], match[2]) if match else None
 
-    def ask(self, messages: Sequence[Mapping[str, str]], **options: Any) -> EndpointAnswer:
+    def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> EndpointAnswer:
         """Return the answer to a conversation. A busy server is asked again.
 
         Args:
@@ -62,42 +54,30 @@ class Endpoint:
 
         Raises:
             RecipeError: the server cannot be reached, refuses the key or has no such model.
+            TunesmithError: the server fails.
         """
-        body = json.dumps({"model": self.model, "messages": list(messages), **options}).encode()
-        for pause in (*_PAUSES, None):
-            interrupt.check()
-            try:
-                return _answer(self._post(body))
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {error.read().decode(errors='replace')[:_MESSAGE_CHARACTERS]}"
-                if error.code in _BAD_REQUEST:  # such as a prompt beyond the model's context length
-                    return EndpointAnswer("", False, problem)
-                if error.code < 500 and error.code not in _BUSY:
-                    raise self._error(problem) from error
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                problem = str(getattr(error, "reason", "") or error) or type(error).__name__
-            if pause is None:
-                raise self._error(problem)
-            time.sleep(pause)
-        raise AssertionError
-
-    def _post(self, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-            return json.load(response)
-
-    def _error(self, problem: str) -> RecipeError:
-        hint = "check the URL, the name of the model and OPENAI_API_KEY; finished answers are kept"
-        return RecipeError(f"cannot be asked: {problem}", where=str(self), code="endpoint-failed", hint=hint)
+        server = JsonServer(self.url, key=os.environ.get("OPENAI_API_KEY"))
+        return ask_chat(server, self.model, messages, **options)
 
     def __str__(self) -> str:
         return f"{self.url}#{self.model}"
 
 
-def _answer(response: Any) -> EndpointAnswer:
-    """Return the first choice; raise LookupError or TypeError if the response is not one of the protocol."""
-    choice = response["choices"][0]
-    return EndpointAnswer(str(choice["message"]["content"] or ""), choice.get("finish_reason") != "length")
+def ask_chat(server: JsonServer, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> EndpointAnswer:
+    """Return the answer of a model to a conversation; errors are those of `Endpoint.ask`."""
+    body = {"model": model, "messages": list(messages), **options}
+    try:
+        response = server.post("/chat/completions", body)
+    except RequestRefused as error:
+        if error.status in _BAD_REQUEST:
+            return EndpointAnswer("", False, error.message)
+        hint = "check the URL and the name of the model; finished answers are kept"
+        where = f"{server.url}#{model}"
+        raise RecipeError(f"is not served: {error.message}", where=where, hint=hint, code="unknown-model") from error
+    try:
+        choice = response["choices"][0]
+        return EndpointAnswer(str(choice["message"]["content"] or ""), choice.get("finish_reason") != "length")
+    except (LookupError, TypeError, AttributeError) as error:
+        message = f"answers something else than a chat completion: {str(response)[:_MESSAGE_CHARACTERS]}"
+        hint = "check the URL; it usually ends with /v1"
+        raise TunesmithError(message, where=server.url, hint=hint, code="server-failed") from error

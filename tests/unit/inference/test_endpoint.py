@@ -6,7 +6,7 @@ import pytest
 from tests.support.endpoint import choice, endpoint
 from tests.support.errors import raises
 
-from tunesmith.core.errors import RecipeError
+from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.inference.endpoint import Endpoint, EndpointAnswer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -14,7 +14,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.inference.endpoint._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("tunesmith.core.json_server._PAUSES", (0.0, 0.0))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -63,12 +63,20 @@ def test_a_refused_prompt_is_an_error_of_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "response", "attempts"),
-    [(401, {}, 1), (404, {}, 1), (500, {}, 3), (200, {"unexpected": 1}, 3), (200, [], 3)],
+    ("status", "response", "kind", "code", "attempts"),
+    [
+        (401, {}, RecipeError, "wrong-key", 1),
+        (404, {}, RecipeError, "unknown-model", 1),
+        (500, {}, TunesmithError, "server-failed", 3),
+        (200, {"unexpected": 1}, TunesmithError, "server-failed", 1),
+        (200, [], TunesmithError, "server-failed", 1),
+    ],
 )
-def test_a_server_that_cannot_be_asked_is_an_error(status: int, response: Any, attempts: int) -> None:
+def test_a_server_that_cannot_be_asked_is_an_error(
+    status: int, response: Any, kind: type[TunesmithError], code: str, attempts: int
+) -> None:
     with endpoint(lambda body: (status, response)) as (url, requests):
-        with raises(RecipeError, "endpoint-failed", where=f"{url}#m"):
+        with raises(kind, code, url):
             Endpoint(url, "m").ask(HI)
         assert len(requests) == attempts
 
@@ -76,5 +84,5 @@ def test_a_server_that_cannot_be_asked_is_an_error(status: int, response: Any, a
 def test_an_unreachable_server_is_an_error() -> None:
     with endpoint(lambda body: (200, {})) as (url, _):
         pass
-    with raises(RecipeError, "endpoint-failed", where=f"{url}#m"):
+    with raises(RecipeError, "server-unreachable", url):
         Endpoint(url, "m").ask(HI)
