@@ -1,5 +1,6 @@
 """Ask an HTTP server that speaks JSON: busy servers are asked again, and every failure is an error with a code."""
 
+import copy
 import http.client
 import ipaddress
 import json
@@ -48,6 +49,12 @@ class JsonServer:
         self._before_retry = before_retry
         proxies = [urllib.request.ProxyHandler({})] if _is_loopback(self.url) else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
+
+    def below(self, path: str) -> "JsonServer":
+        """Return the same server with another path for the start of its routes."""
+        server = copy.copy(self)
+        server.url = f"{self.url}{path}"
+        return server
 
     def get(self, path: str, *, patient: bool = True) -> Any:
         """Return the JSON of a route; see `post`."""

@@ -6,7 +6,7 @@ Routes: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 import importlib.metadata
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ class LlamaCpp:
 
     Args:
         server: its root, without /v1.
+        model: the name of the model in the server, which gives one model any name.
         name: the program and its version.
-        key: for the routes of the server.
         process: the process of the server, which `close` ends.
     """
 
-    def __init__(self, server: JsonServer, name: str, *, process: ServerProcess | None = None) -> None:
-        self.name, self._server, self._process = name, server, process
+    def __init__(self, server: JsonServer, model: str, name: str, *, process: ServerProcess | None = None) -> None:
+        self.name, self._server, self._model, self._process = name, server, model, process
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
         """Return the ids of a text, as those of a text prompt if `add_special`."""
@@ -54,27 +54,33 @@ class LlamaCpp:
         scores: list[Mapping[int, float]] = []
         while len(scores) < len(answer):
             done = len(scores)
-            steps = self._steps([*prompt, *answer[:done]], len(answer) - done, top)
-            for (chosen, likely), token in zip(steps, answer[done:], strict=False):
-                scores.append(likely if token in likely else likely | self._score_of(prompt, answer, len(scores)))
-                if chosen != token:
+            response = self._complete([*prompt, *answer[:done]], len(answer) - done, n_probs=top)
+            chosen = response["tokens"]
+            if not chosen:
+                raise TunesmithError("gave no tokens", where=self.name, code="server-failed")
+            steps = _align(chosen, response.get("completion_probabilities", ()))
+            for greedy, step, token in zip(chosen, steps, answer[done:], strict=False):
+                before = [*prompt, *answer[: len(scores)]]
+                likely = step or self._next_token(before, top)
+                scores.append(likely if token in likely else likely | self._score_of(before, token))
+                if greedy != token:
                     break
-            if len(scores) == done:
-                raise TunesmithError("gave no probabilities", where=self.name, code="server-failed")
         return scores
 
-    def _score_of(self, prompt: Ids, answer: Ids, place: int) -> dict[int, float]:
-        """Return the log-probability of an answer's token that is not among the most probable."""
-        (_, every), *_ = self._steps([*prompt, *answer[:place]], 1, _ALL_TOKENS)
-        return {answer[place]: every[answer[place]]} if answer[place] in every else {}
+    def _next_token(self, prompt: Ids, top: int) -> dict[int, float]:
+        """Return the log-probabilities of the token after a prompt.
 
-    def _steps(self, prompt: Ids, count: int, top: int) -> list[tuple[int, dict[int, float]]]:
-        """Return (token, log-probabilities) for each token of a greedy answer, including the one that ends it."""
-        response = self._complete(prompt, count, n_probs=top)
-        return [
-            (step["id"], {token["id"]: token["logprob"] for token in step["top_logprobs"]})
-            for step in response["completion_probabilities"]
-        ]
+        The bias makes the server choose a token that is a whole character, because it gives no probabilities for
+        others. The probabilities are those without the bias.
+        """
+        (whole, *_) = self.encode("a") or [0]
+        (step,) = self._complete(prompt, 1, n_probs=top, logit_bias=[[whole, 1000.0]])["completion_probabilities"]
+        return _likely(step)
+
+    def _score_of(self, prompt: Ids, token: int) -> dict[int, float]:
+        """Return the log-probability of a token that is not among the most probable."""
+        every = self._next_token(prompt, _ALL_TOKENS)
+        return {token: every[token]} if token in every else {}
 
     def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy answer to ids."""
@@ -89,7 +95,8 @@ class LlamaCpp:
 
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy chat completion."""
-        answer = ask_chat(self._server, "any", messages, max_tokens=max_new_tokens, temperature=0.0, cache_prompt=False)
+        options = {"max_tokens": max_new_tokens, "temperature": 0.0, "cache_prompt": False}
+        answer = ask_chat(self._server.below("/v1"), self._model, messages, **options)
         return EngineAnswer(answer.text, None, answer.stopped, answer.error)
 
     def _complete(self, prompt: Ids, count: int, **options: Any) -> Any:
@@ -101,6 +108,28 @@ class LlamaCpp:
         """End the server if this object started it."""
         if self._process:
             self._process.close()
+
+
+def _likely(step: Mapping[str, Any]) -> dict[int, float]:
+    return {token["id"]: token["logprob"] for token in step["top_logprobs"]}
+
+
+def _align(chosen: Ids, steps: Sequence[Mapping[str, Any]]) -> list[dict[int, float] | None]:
+    """Return the log-probabilities at each chosen token; None if the server gave none, or not certainly this one's.
+
+    The server leaves out tokens that end within a character of several bytes, so the steps are a subsequence of the
+    tokens. A step is certain if it is at the same token whether the steps are matched from the left or from the right.
+    """
+    first = _match(chosen, [step["id"] for step in steps])
+    last = [len(chosen) - 1 - place for place in _match(chosen[::-1], [step["id"] for step in steps[::-1]])[::-1]]
+    certain = {a: _likely(step) for a, b, step in zip(first, last, steps, strict=True) if a == b}
+    return [certain.get(place) for place in range(len(chosen))]
+
+
+def _match(chosen: Ids, ids: Ids) -> list[int]:
+    """Return the first places at which a subsequence can be found."""
+    places = iter(range(len(chosen)))
+    return [next(place for place in places if chosen[place] == token) for token in ids]
 
 
 def start_llama_cpp(file: Path, *, lora: Path | None = None, **options: Any) -> LlamaCpp:
@@ -123,7 +152,7 @@ def start_llama_cpp(file: Path, *, lora: Path | None = None, **options: Any) -> 
     except BaseException:
         process.close()
         raise
-    return LlamaCpp(JsonServer(url, before_retry=process.check), version, process=process)
+    return LlamaCpp(JsonServer(url, before_retry=process.check), settings.name, version, process=process)
 
 
 def llama_cpp_version() -> str:

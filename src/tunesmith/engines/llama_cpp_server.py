@@ -39,6 +39,11 @@ class LlamaCppOptions:
     alias: str | None = None
     key_variable: str = ""
 
+    @property
+    def name(self) -> str:
+        """The name of the model in the server."""
+        return self.alias or Path(self.model).name
+
     def to_json(self) -> str:
         """Return the argument of this program."""
         return json.dumps(asdict(self))
@@ -50,7 +55,7 @@ def serve(options: LlamaCppOptions) -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path = options.model
-    params.model_alias = {options.alias or Path(options.model).name}
+    params.model_alias = {options.name}
     if options.lora:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options.lora, 1.0)]
     params.hostnames, params.port = [options.host], options.port

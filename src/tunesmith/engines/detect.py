@@ -1,0 +1,77 @@
+"""Which program answers at a URL, and how it can be asked."""
+
+import os
+from typing import Any
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.json_server import JsonServer, RequestRefused
+from tunesmith.core.suggest import did_you_mean
+from tunesmith.engines.base import Engine
+from tunesmith.engines.llama_cpp import LlamaCpp
+from tunesmith.engines.openai_api import OpenAiApi
+from tunesmith.engines.vllm import VllmApi
+
+
+def detect_engine(url: str, model: str | None = None) -> Engine:
+    """Return the engine at a URL, by the owner that its list of models names and by its own routes.
+
+    Args:
+        url: the root of a server, with or without /v1. The key is in OPENAI_API_KEY, if the server needs one.
+        model: the name under which the server has the model; not needed if it serves only one.
+
+    Raises:
+        RecipeError: the server cannot be reached, refuses the key, has no OpenAI-compatible API or does not serve
+            this model.
+    """
+    root = url.rstrip("/").removesuffix("/v1")
+    server = JsonServer(root, key=os.environ.get("OPENAI_API_KEY"))
+    models = _models(server)
+    name = _choose(models, model, root)
+    owner = models[0].get("owned_by") if models else None
+    if owner == "llamacpp":
+        return LlamaCpp(server, name, _named("llama.cpp", _ask(server, "/props", "build_info")))
+    if owner == "vllm":
+        return VllmApi(server, name, _named("vLLM", _ask(server, "/version", "version")))
+    if owner == "tunesmith":
+        return VllmApi(server, name, "tunesmith", ids_have_end=False)
+    return OpenAiApi(server.below("/v1"), name)
+
+
+def _models(server: JsonServer) -> list[dict[str, Any]]:
+    """Return the models that a server lists; none if it has no list."""
+    try:
+        response = server.get("/v1/models", patient=False)
+    except RequestRefused:
+        return []
+    models = response.get("data") if isinstance(response, dict) else None
+    if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+        message, hint = "does not list its models as OpenAI's API does", "check the URL"
+        raise RecipeError(message, where=f"{server.url}/v1/models", hint=hint, code="server-failed")
+    return models
+
+
+def _choose(models: list[dict[str, Any]], model: str | None, url: str) -> str:
+    """Return the name to ask for. Some servers, such as llama.cpp, accept any name, so the list decides."""
+    names = [str(entry["id"]) for entry in models]
+    if model is None and len(names) == 1:
+        return names[0]
+    if model is None:
+        problem = "serves several models" if names else "does not list its models"
+        hint = f"name one of them with --served-as: {', '.join(names)}" if names else "name one with --served-as"
+        raise RecipeError(problem, where=url, hint=hint, code="unknown-model")
+    if names and model not in names:
+        raise RecipeError(f"does not serve {model!r}", where=url, hint=did_you_mean(model, names), code="unknown-model")
+    return model
+
+
+def _ask(server: JsonServer, route: str, key: str) -> str | None:
+    """Return a value that a route gives; None if it does not."""
+    try:
+        return str(server.get(route, patient=False)[key])
+    except (TunesmithError, LookupError, TypeError):
+        return None
+
+
+def _named(program: str, version: str | None) -> str:
+    """Return a program with its version; builds of llama.cpp by others have the version "b0-unknown"."""
+    return program if version is None or version.startswith("b0-") else f"{program} {version}"

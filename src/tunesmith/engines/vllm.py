@@ -1,0 +1,152 @@
+"""vLLM, and tunesmith's own server, which has the same routes for token ids.
+
+Routes: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.files import read_json
+from tunesmith.core.json_server import JsonServer, RequestRefused
+from tunesmith.engines.base import EngineAnswer, Ids, Messages
+from tunesmith.engines.server_process import ServerProcess, free_port
+from tunesmith.inference.endpoint import ask_chat
+
+PYTHON_VARIABLE = "TUNESMITH_VLLM_PYTHON"
+"""The environment variable with the Python of an environment that has vLLM."""
+
+_SECONDS_TO_LOAD = 1200.0  # it compiles kernels at its first start
+_MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py, MaxLoRARanks
+_TOKEN = "token_id:"  # how `return_tokens_as_token_ids` writes a token
+
+
+class VllmApi:
+    """A model of a server.
+
+    Args:
+        server: its root, without /v1.
+        model: the name of the model, or of an adapter, in the server.
+        name: the program and its version.
+        ids_have_end: the ids of an answer include the token that ended it.
+        process: the process of the server, which `close` ends.
+    """
+
+    def __init__(
+        self, server: JsonServer, model: str, name: str, *, ids_have_end: bool = True,
+        process: ServerProcess | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self._server, self._model = name, server, model
+        self._ids_have_end, self._process = ids_have_end, process
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
+        """Return the ids of a text."""
+        body = {"model": self._model, "prompt": text, "add_special_tokens": add_special}
+        return list(self._server.post("/tokenize", body)["tokens"])
+
+    def encode_chat(self, messages: Messages) -> list[int] | None:
+        """Return the ids of a conversation, as the server's chat template renders it."""
+        body = {"model": self._model, "messages": list(messages)}
+        return list(self._server.post("/tokenize", body, patient=False)["tokens"])
+
+    def token_scores(self, prompt: Ids, answer: Ids, top: int) -> list[Mapping[int, float]] | None:
+        """Return the log-probabilities of one pass over prompt and answer, which the server echoes."""
+        body = {
+            "model": self._model, "prompt": [*prompt, *answer], "max_tokens": 0, "temperature": 0.0, "echo": True,
+            "logprobs": top, "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        scores = self._server.post("/v1/completions", body)["choices"][0]["logprobs"]
+        own, likely = (scores[key][-len(answer) :] for key in ("token_logprobs", "top_logprobs"))
+        return [
+            {int(key.removeprefix(_TOKEN)): value for key, value in row.items()} | {token: score}
+            for token, score, row in zip(answer, own, likely, strict=True)
+        ]
+
+    def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:
+        """Return the greedy answer to ids."""
+        body = {"prompt": list(prompt), "max_tokens": max_new_tokens, "temperature": 0.0, "return_token_ids": True}
+        try:
+            response = self._server.post("/v1/completions", {"model": self._model, **body})
+        except RequestRefused as error:  # such as a prompt beyond the context length
+            return EngineAnswer("", None, False, error.message)
+        choice = response["choices"][0]
+        ids, stopped = tuple(choice["token_ids"]), choice["finish_reason"] != "length"
+        return EngineAnswer(choice["text"], ids[:-1] if stopped and self._ids_have_end else ids, stopped)
+
+    def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
+        """Return the greedy chat completion."""
+        answer = ask_chat(self._server.below("/v1"), self._model, messages, max_tokens=max_new_tokens, temperature=0.0)
+        return EngineAnswer(answer.text, None, answer.stopped, answer.error)
+
+    def close(self) -> None:
+        """End the server if this object started it."""
+        if self._process:
+            self._process.close()
+
+
+def start_vllm(
+    folder: Path,
+    *,
+    name: str,
+    adapters: Mapping[str, Path] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    options: Sequence[str] = (),
+) -> VllmApi:
+    """Start vLLM with a model's folder, in a process that ends when we do; ask the last adapter, or the model.
+
+    The server follows the folder's `generation_config.json`, as it does for those who start it by hand.
+
+    Args:
+        name: the name under which the model is served.
+        adapters: the folders of adapters on this model, each by the name under which it is served.
+        port: 0 for a free one.
+        options: further options of `vllm serve`.
+
+    Raises:
+        RecipeError: vLLM is not installed here, and TUNESMITH_VLLM_PYTHON names no environment that has it.
+        TunesmithError: vLLM cannot load the folder; the message has the end of its log.
+    """
+    port = port or free_port()
+    command = [_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", name]
+    command += ["--host", host, "--port", str(port), *options]
+    if adapters:
+        modules = [f"{served}={path}" for served, path in adapters.items()]
+        command += ["--enable-lora", "--max-lora-rank", str(_max_rank(adapters.values())), "--lora-modules", *modules]
+    process = ServerProcess("vLLM", command, environment={"VLLM_NO_USAGE_STATS": "1"})
+    server = JsonServer(f"http://{host}:{port}", before_retry=process.check)
+    try:
+        version = process.wait_until(lambda: _version(server), _SECONDS_TO_LOAD)
+    except BaseException:
+        process.close()
+        raise
+    return VllmApi(server, [name, *(adapters or ())][-1], f"vLLM {version}", process=process)
+
+
+def _version(server: JsonServer) -> str | None:
+    try:
+        return str(server.get("/version", patient=False)["version"])
+    except TunesmithError:
+        return None
+
+
+def _max_rank(adapters: Iterable[Path]) -> int:
+    """Return the smallest rank that vLLM accepts as its limit for these adapters."""
+    rank = 1
+    for folder in adapters:
+        config = read_json(folder / "adapter_config.json")
+        rank = max(rank, config["r"], *config.get("rank_pattern", {}).values())
+    return next((limit for limit in _MAX_RANKS if limit >= rank), rank)
+
+
+def _python() -> str:
+    if path := os.environ.get(PYTHON_VARIABLE):
+        return path
+    if importlib.util.find_spec("vllm"):
+        return sys.executable
+    message = "vLLM is not installed in this environment"
+    hint = f"install it in a separate environment, and set {PYTHON_VARIABLE} to the python of that environment"
+    raise RecipeError(message, hint=hint, code="missing-package")
