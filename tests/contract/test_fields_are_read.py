@@ -15,6 +15,7 @@ VARIABLE_NAMES = {
     "also": {"entry", "data"},
     "recipe": {"loaded"},
     "evaluate": {"settings"},
+    "export": {"entry"},
     "filters": {"rule"},
     "guards": {"guard", "g"},
     "lm_eval": {"entry", "task"},

@@ -24,8 +24,9 @@ def export(
         list[Literal["peft", "vllm", "llama.cpp"]] | None,
         Parameter(help="A program that must be able to read the adapter; may be given several times. Default: all."),
     ] = None,
-    force: Annotated[Flag, Parameter(help="Publish it without a proof that passed. Requires --reason.")] = False,
+    force: Annotated[Flag, Parameter(help="Publish it even if its proof fails. Requires --reason.")] = False,
     reason: Annotated[str | None, Parameter(help="Why; the export's manifest keeps it.")] = None,
+    skip_proof: Annotated[Flag, Parameter(help="Do not prove it at all. Requires --force.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model in the format of other programs, and prove that it is still the same model.
@@ -35,7 +36,16 @@ def export(
         tunesmith export viggo@staging --to adapter --readers peft --out adapter
     """
     from tunesmith.export.export import export_model
+    from tunesmith.export.proving import ExportRefused
     from tunesmith.export.text import describe_export
+    from tunesmith.proof.text import proof_text
 
-    exported = export_model(model, out, to=to, type=type, readers=readers, force=force, reason=reason)
+    try:
+        exported = export_model(
+            model, out, to=to, type=type, readers=readers, force=force, reason=reason, skip_proof=skip_proof
+        )
+    except ExportRefused as refused:
+        result = {"folder": None, "proof": refused.proof.to_json()}
+        print_result(result, as_json, proof_text(refused.proof), refused)
+        return
     print_result(exported.to_json(), as_json, lambda: describe_export(exported))

@@ -6,7 +6,7 @@ from typing import Any
 from tunesmith.cli.app import RUN, command
 from tunesmith.cli.options import AS_IN_RECIPE, AsJson, Detach, LaunchOptions, Overrides, RecipeOrRun, RunFolder, RunOut
 from tunesmith.cli.output import Reported, print_result
-from tunesmith.core.errors import VerdictRefused
+from tunesmith.core.errors import NotProved, VerdictRefused
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import STAGES
 
@@ -36,6 +36,9 @@ def _add_command(name: str, summary: str, example: str, until: str | None = None
         except VerdictRefused as refused:  # the run is complete; only its promotion was refused
             print_run(opened.run, as_json, refused)
             raise Reported(refused) from None
+        except NotProved as not_proved:  # an export was not published; everything else is complete
+            print_run(opened.run, as_json)
+            raise Reported(not_proved) from None
         if run is not None:
             print_run(run, as_json)
 
@@ -60,7 +63,8 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
 
     verdict = read_verdict(run.verdict).to_json() if run.manifest("evaluate") else None
     promoted = run.manifest("promote")
-    result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted}
+    exports = (run.manifest("export") or {}).get("exports", [])
+    result: dict[str, Any] = {"run": str(run), "verdict": verdict, "promoted": promoted, "exports": exports}
     if refused is not None:
         result |= {"promoted": None, "not_promoted": refused.message}
 
@@ -82,6 +86,7 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
             if (before := promoted.get("replaced")) is not None:
                 compared = "" if promoted.get("incumbent") else ", which was not compared"
                 lines.append(f"        {promoted['alias']} was version {before}{compared}")
+        lines += [f"export: {run.path / entry['folder']} ({entry['type']}, {entry['proof']})" for entry in exports]
         return "\n".join(lines)
 
     print_result(result, as_json, text)

@@ -145,6 +145,10 @@ class RunDir:
         """Return the folder with the answers and scores of a model that the run did not train, by its digest."""
         return self.path / "comparisons" / digest[:16]
 
+    def exported(self, name: str) -> Path:
+        """Return the default folder of an export."""
+        return self.stage("export") / name
+
     def replicate(self, seed: int) -> "RunDir":
         """Return the folder of the training with a further seed, on the run's prepared rows."""
         folder = self.stage("replicate") / seed_name(seed)

@@ -1,6 +1,6 @@
 """The stages of a run in order, one row each. Everything that lists, runs, shows or submits stages reads this table.
 
-prepare -> train -> replicate -> evaluate -> report -> promote -> report
+prepare -> train -> replicate -> evaluate -> report -> promote -> report -> export -> report
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class Stage:
         key: the key of the recipe without which it is skipped; empty if it is never skipped.
         has_command: whether a command ends with it.
         is_reported: the report is written after it.
+        is_rare: few recipes ask for it, so the reports of the others do not mention it.
     """
 
     name: str
@@ -37,14 +38,15 @@ class Stage:
     key: str = ""
     has_command: bool = True
     is_reported: bool = False
+    is_rare: bool = False
 
     @property
     def command(self) -> str:
-        """The command that takes a run up to this stage; `tunesmith promote` is for promoting by hand."""
+        """The command that takes a run up to this stage; `promote` and `export` take a run or a model."""
         return self.name if self.has_command else "run"
 
 
-PREPARE, TRAIN, REPLICATE, EVALUATE, PROMOTE = STAGES = (
+PREPARE, TRAIN, REPLICATE, EVALUATE, PROMOTE, EXPORT = STAGES = (
     Stage(
         "prepare", "Read, split, render and check the rows.", activity="preparing the data", package="tunesmith.data",
         keeps_result=True, reads_outside=True,
@@ -55,7 +57,7 @@ PREPARE, TRAIN, REPLICATE, EVALUATE, PROMOTE = STAGES = (
     ),
     Stage(
         "replicate", "Train with the further seeds of `replicates`, after `train`.", activity="training further seeds",
-        package="tunesmith.replicate", unit="step", on_all_ranks=True, key="replicates",
+        package="tunesmith.replicate", unit="step", on_all_ranks=True, key="replicates", is_rare=True,
     ),
     Stage(
         "evaluate", "Compare base and tuned on the test rows, after `train`.", activity="evaluation",
@@ -64,6 +66,10 @@ PREPARE, TRAIN, REPLICATE, EVALUATE, PROMOTE = STAGES = (
     Stage(
         "promote", "Register the tuned model, after `evaluate`.", activity="promotion", package="tunesmith.promote",
         key="promote", has_command=False, is_reported=True,
+    ),
+    Stage(
+        "export", "Write the tuned model in the formats of `export`, after `promote`.", activity="export",
+        package="tunesmith.export", key="export", has_command=False, is_reported=True, is_rare=True,
     ),
 )  # fmt: skip
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import hidden_parameters, optimizer_state_gib
+from tunesmith.recipe.export import AdapterExport, Export
 from tunesmith.recipe.schema import Recipe
 
 _GIB = 2**30
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _OTHER_GIB = 0.05  # prepared rows, logs and the report
 
 
@@ -28,6 +30,13 @@ def checkpoints_gib(recipe: Recipe, shapes: Shapes, trainable_parameters: int, t
     state = optimizer_state_gib(recipe, trainable_parameters, hidden_parameters(recipe, shapes))
     size = trainable_parameters * 4 / _GIB + state
     return (recipe.replicates or 1) * checkpoints * size + _OTHER_GIB
+
+
+def export_gib(entry: Export, shapes: Shapes, trainable_parameters: int) -> float:
+    """Return the disk space of an export, and of the transformers folder that a GGUF file is made from meanwhile."""
+    if isinstance(entry, AdapterExport):
+        return trainable_parameters * 4 / _GIB
+    return shapes.parameters * _BYTES.get(entry.type or "f32", 4) / _GIB
 
 
 def free_gib(path: Path) -> float:

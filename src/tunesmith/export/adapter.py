@@ -19,11 +19,12 @@ from tunesmith.core.files import read_json, write_json
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
 from tunesmith.engines.base import Engine
 from tunesmith.engines.transformers_folder import TransformersFolder
-from tunesmith.export.formats import READERS, Options
+from tunesmith.export.formats import Options
 from tunesmith.export.prompt_defaults import write_prompt_defaults
 from tunesmith.fetch.model_folder import model_files
 from tunesmith.fetch.reference import CARD, ModelFolder, base_card
 from tunesmith.model.portable import make_tokenizer_portable
+from tunesmith.recipe.export import READERS
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

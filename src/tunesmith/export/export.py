@@ -1,18 +1,30 @@
-"""Export a model: build it in a temporary folder, prove it, and publish it as a whole or not at all."""
+"""Export a model: build it in a temporary folder, prove it, and publish it as a whole or not at all.
+
+Also the stage `export`, which does so for each entry of a recipe.
+"""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
-from tunesmith.core.files import MANIFEST, check_folder, new_folder, read_json
+from tunesmith.core.files import MANIFEST, check_folder, new_folder, read_json, write_json
 from tunesmith.core.progress import log
+from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import check_writable
 from tunesmith.estimate.disk import free_gib
-from tunesmith.export.formats import Format, Options, format_of
-from tunesmith.fetch.reference import ModelFolder, resolve
+from tunesmith.export.formats import Options, format_of
+from tunesmith.export.inputs import inputs
+from tunesmith.export.proving import ExportRefused, prove_export
+from tunesmith.export.requests import requests_of
+from tunesmith.fetch.reference import ModelFolder, resolve, resolve_tuned
+from tunesmith.proof.record import PROOF, Proof, read_proof, write_proof
+from tunesmith.proof.text import proof_lines
+from tunesmith.recipe.schema import Recipe
 from tunesmith.registry.gate import check_reason
 
 _GIB = 2**30
@@ -27,6 +39,7 @@ class Exported:
         folder: the folder with its files.
         to, type: its format and the type of its weights.
         files: {name: bytes} of its files.
+        proof: the comparison of its answers with those of the model; None if nothing was compared.
         forced: why it was published without a proof that passed; None if the proof passed.
         existed: whether an earlier export of the same model with the same options was there already.
     """
@@ -35,6 +48,7 @@ class Exported:
     to: str
     type: str
     files: dict[str, int]
+    proof: Proof | None = None
     forced: str | None = None
     existed: bool = False
 
@@ -42,8 +56,14 @@ class Exported:
         """Return the export as JSON."""
         return {
             "folder": str(self.folder), "to": self.to, "type": self.type, "files": self.files,
-            "bytes": sum(self.files.values()), "forced": self.forced, "existed": self.existed,
+            "bytes": sum(self.files.values()), "proof": self.proof.to_json() if self.proof else None,
+            "forced": self.forced, "existed": self.existed,
         }  # fmt: skip
+
+    @property
+    def outcome(self) -> str:
+        """The result of the proof in a word or two."""
+        return "proved" if self.proof and self.proof.passed else "not proved"
 
 
 def export_model(
@@ -55,6 +75,7 @@ def export_model(
     readers: Sequence[str] | None = None,
     force: bool = False,
     reason: str | None = None,
+    skip_proof: bool = False,
 ) -> Exported:
     """Write a model in the format of other programs to a new folder, and prove that it is still the same model.
 
@@ -66,55 +87,87 @@ def export_model(
         to: the format: `merged` or `adapter`.
         type: the type of the weights, such as `f16`; default that of the model.
         readers: the programs that an adapter must work in: `peft`, `vllm`, `llama.cpp`; default all.
-        force: publish it even if it cannot be proved; needs a reason.
+        force: publish it even if the proof fails or is not possible; needs a reason.
         reason: why; the proof keeps it.
+        skip_proof: do not prove it at all; needs `force`.
 
     Raises:
         RecipeError: the model does not exist, the format cannot hold it, an option is wrong, or `out` exists.
-        DoesNotFit: the disk is too small.
+        NotProved: its answers are not those of the model; nothing was published.
+        DoesNotFit: the disk or the memory is too small.
     """
     options = Options(type, tuple(readers) if readers else None)
     check_reason(force=force, reason=reason)
-    row, folder = format_of(to, options), Path(out)
-    check_writable(folder.absolute().parent, hint=_OTHER_HINT)
-    resolved = resolve(model)
-    row.load().check(resolved, options)
-    facts = {"to": to, "model_digest": resolved.digest(), "options": options.to_json()}
-    if os.path.lexists(folder):
-        return _existing(folder, facts)
-    check_disk(folder, row.load().bytes_needed(resolved, options))
-    return _build(row, resolved, folder, options, facts, reason)
+    if skip_proof and not force:
+        hint = 'add --force --reason "..."; the export keeps the reason'
+        raise RecipeError("--skip-proof needs --force", hint=hint, code="force-reason")
+    format_of(to, options)
+    check_writable(Path(out).absolute().parent, hint=_OTHER_HINT)
+    return export_resolved(resolve(model), Path(out), to, options, reason=reason, skip_proof=skip_proof)
 
 
-def _build(
-    row: Format, model: ModelFolder, folder: Path, options: Options, facts: dict[str, Any], reason: str | None
+def export(recipe: Recipe, run: RunDir) -> None:
+    """Write the tuned model in the formats of a recipe; finished ones are kept.
+
+    If one cannot be proved, the others are written before its error is raised.
+    """
+    began, stage_inputs = time.monotonic(), inputs(recipe, run)
+    tuned = resolve_tuned(run)
+    finished, refused = [], None
+    for request in requests_of(recipe, run):
+        interrupt.check()
+        try:
+            exported = export_resolved(tuned, request.folder, request.to, request.options, replace=request.is_in_run)
+        except ExportRefused as error:
+            log("\n".join([f"export: {request.folder} is not published", *proof_lines(error.proof)]))
+            refused = refused or error
+        else:
+            folder = os.path.relpath(exported.folder, run.path)
+            finished.append({**exported.to_json(), "folder": folder, "proof": exported.outcome})
+    if refused is not None:
+        raise refused
+    seconds = round(time.monotonic() - began, 3)
+    write_json(
+        run.stage("export") / MANIFEST,
+        {"stage": "export", "inputs": stage_inputs, "seconds": seconds, "exports": finished},
+    )
+
+
+def export_resolved(
+    model: ModelFolder,
+    folder: Path,
+    to: str,
+    options: Options,
+    *,
+    reason: str | None = None,
+    skip_proof: bool = False,
+    replace: bool = False,
 ) -> Exported:
-    """Build, prove and publish an export; without a proof that passed, only with a reason."""
-    log(f"export: writing {row.name} to {folder}")
-    facts = {**facts, "forced": reason}
+    """Export an opened model, as `export_model` does.
+
+    Args:
+        reason: why to publish it without a proof that passed; None to require one.
+        skip_proof: do not prove it; needs a reason.
+        replace: replace another export in the folder.
+    """
+    module = format_of(to, options).load()
+    module.check(model, options)
+    facts: dict[str, Any] = {"to": to, "model_digest": model.digest(), "options": options.to_json()}
+    if os.path.lexists(folder):
+        if is_export_of(folder, facts):
+            log(f"export: {folder} is there already")
+            return _read(folder, existed=True)
+        if not replace:
+            raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
+    _check_disk(folder, module.bytes_needed(model, options))
+    log(f"export: writing {folder}")
     with new_folder(folder, export=facts) as new:
-        facts["type"] = row.load().build(model, new, options)
-        if reason is None:
-            raise RecipeError(
-                "an export cannot be proved yet", where=row.name, code="not-proved",
-                hint='to publish it without a proof, repeat the command with --force --reason "..."',
-            )  # fmt: skip
+        facts["type"] = module.build(model, new, options)
+        proof = None if skip_proof else prove_export(module, model, new, facts["type"], options, reason)
+        if proof is not None:
+            write_proof(proof, new)
+        facts["forced"] = None if proof and proof.passed else reason
     return _read(folder, existed=False)
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise DoesNotFit if the disk of a folder has less than this many bytes."""
-    if (free := free_gib(folder)) < needed / _GIB:
-        message = f"the export needs about {needed / _GIB:.2f} GiB, and the disk has {free:.2f} GiB free"
-        raise DoesNotFit(message, where=str(folder), hint=_OTHER_HINT, code="not-enough-disk")
-
-
-def _existing(folder: Path, facts: dict[str, Any]) -> Exported:
-    """Return an intact export with these facts; raise RecipeError if the folder is anything else."""
-    if is_export_of(folder, facts):
-        log(f"export: {folder} is there already")
-        return _read(folder, existed=True)
-    raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
 
 
 def is_export_of(folder: Path, facts: dict[str, Any]) -> bool:
@@ -126,7 +179,15 @@ def is_export_of(folder: Path, facts: dict[str, Any]) -> bool:
     return isinstance(recorded, dict) and facts.items() <= recorded.items()
 
 
+def _check_disk(folder: Path, needed: int) -> None:
+    """Raise DoesNotFit if the disk of a folder has less than this many bytes."""
+    if (free := free_gib(folder)) < needed / _GIB:
+        message = f"the export needs about {needed / _GIB:.2f} GiB, and the disk has {free:.2f} GiB free"
+        raise DoesNotFit(message, where=str(folder), hint=_OTHER_HINT, code="not-enough-disk")
+
+
 def _read(folder: Path, *, existed: bool) -> Exported:
     manifest = read_json(folder / MANIFEST)
     facts, files = manifest["export"], {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    return Exported(folder, facts["to"], facts["type"], files, facts["forced"], existed)
+    proof = read_proof(folder / PROOF) if PROOF in files else None
+    return Exported(folder, facts["to"], facts["type"], files, proof, facts["forced"], existed)

@@ -5,15 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from tunesmith.core.errors import RecipeError
-
-READERS = ("peft", "vllm", "llama.cpp")
-"""Programs that read adapters."""
-
-PLAIN_TYPES = ("f32", "f16", "bf16")
-"""The types of weights that transformers stores, as llama.cpp names them."""
+from tunesmith.recipe.export import READERS, PlainType
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     row.name: row
     for row in (
-        Format("merged", "transformers folder", "tunesmith.export.merged", PLAIN_TYPES),
+        Format("merged", "transformers folder", "tunesmith.export.merged", get_args(PlainType)),
         Format("adapter", "PEFT adapter", "tunesmith.export.adapter", options=("readers",)),
     )
 }

@@ -12,10 +12,11 @@ from tunesmith.core.files import MANIFEST, remove_leftovers
 from tunesmith.core.locks import exclusive_lock
 from tunesmith.core.progress import format_duration, log
 from tunesmith.core.rundir import RunDir
-from tunesmith.core.stages import EVALUATE, PROMOTE, STAGES, TRAIN, Stage, stage_named
+from tunesmith.core.stages import EVALUATE, EXPORT, PROMOTE, STAGES, TRAIN, Stage, stage_named
 from tunesmith.core.user_folders import cache_root, check_writable, registry_root
 from tunesmith.data.recipe_files import copy_recipe_files
 from tunesmith.evaluate.harness_process import check_tasks
+from tunesmith.export.requests import check_requests
 from tunesmith.pipeline.environment import write_environment
 from tunesmith.pipeline.runs import OpenedRun, find_run_elsewhere, open_run
 from tunesmith.pipeline.stage_state import changed_inputs, is_done, run_stage, stage_inputs, wanted_stages
@@ -92,7 +93,7 @@ def _run_stages(opened: OpenedRun, until: str | None, coordinator: "StageCoordin
 
 
 def check_prerequisites(recipe: Recipe, run: RunDir, until: str | None = None) -> None:
-    """Raise RecipeError if a folder cannot be written, a tracker is not installed or a custom metric is wrong."""
+    """Raise RecipeError if a folder cannot be written, a tracker is missing, or a metric or an export is wrong."""
     promotes = PROMOTE in wanted_stages(recipe, until) and changed_inputs(PROMOTE, recipe, run) != []
     check_writable(cache_root(), *([registry_root()] if promotes else []))
     check_writable(run.path, hint="name a folder that you may write to with --out")
@@ -100,6 +101,8 @@ def check_prerequisites(recipe: Recipe, run: RunDir, until: str | None = None) -
     if changed_inputs(EVALUATE, recipe, run) != []:
         custom_metrics((*recipe.evaluate.all_metrics, *recipe.train.valid_metrics), run.recipe_folder)
         check_tasks(recipe, run)
+    if EXPORT in wanted_stages(recipe, until) and changed_inputs(EXPORT, recipe, run) != []:
+        check_requests(recipe, run)
 
 
 def finished_stages(recipe: Recipe, run: RunDir, until: str | None = None) -> list[str]:

@@ -1,7 +1,8 @@
 """Find the folder of a run, and record what the run starts from.
 
 A run is identified by the settings that determine training and by the path of its recipe's folder, relative to the
-folder that contains `runs/`. The settings for replicates, evaluation, promotion, launch and trackers may change later.
+folder that contains `runs/`. The settings for replicates, evaluation, promotion, export, launch and trackers may
+change later.
 """
 
 import os
@@ -110,7 +111,9 @@ def recipe_folder(recipe: Path) -> Path:
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine training. They are fixed once a run has started."""
-    settings = recipe.model_dump(mode="json", exclude={"evaluate", "promote", "launch", "trackers", "replicates"})
+    settings = recipe.model_dump(
+        mode="json", exclude={"evaluate", "promote", "export", "launch", "trackers", "replicates"}
+    )
     for name in RESULT_NEUTRAL_KEYS:
         del settings["train"][name]
     if recipe.train.valid_metrics:  # validation generates answers with the settings of `evaluate`

@@ -11,7 +11,7 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.core.stages import PREPARE, PROMOTE
 from tunesmith.data.dataset import PreparedRows, UsedRows, build_dataset
 from tunesmith.data.rehearsal import rehearse
-from tunesmith.estimate.disk import DiskEstimate, checkpoints_gib, free_gib
+from tunesmith.estimate.disk import DiskEstimate, checkpoints_gib, export_gib, free_gib
 from tunesmith.estimate.hardware import detect_hardware
 from tunesmith.estimate.throughput import load_speed, speed_key
 from tunesmith.evaluate.incumbent import IncumbentCheck
@@ -61,6 +61,7 @@ class RunPlan:
         evidence: the gain that its test rows can detect.
         also: its further held-out sets.
         incumbent: the version that its promotion would replace; None if there is none, or if it is promoted already.
+        exports: {its exports: the disk space of each in GiB}.
         lm_eval: its tasks of lm-evaluation-harness, in words.
         cluster: the memory and the throughput of its processes.
         scaling: summaries of estimates for other numbers of nodes or processes; empty if no speed is known.
@@ -84,6 +85,7 @@ class RunPlan:
     evidence: Evidence
     also: list[SetPlan]
     incumbent: IncumbentCheck | None
+    exports: dict[str, float]
     lm_eval: list[str]
     cluster: ClusterEstimate
     scaling: list[dict[str, Any]]
@@ -155,6 +157,7 @@ class RunPlan:
             *([f"added    {text.new_tokens_text(self.new_tokens)}"] if self.new_tokens else []),
             f"verdict  {evidence_text(self.evidence)}",
             *([f"promote  {text.promotion_text(self.incumbent)}"] if self.incumbent else []),
+            *([f"export   {text.exports_text(self.exports)}"] if self.exports else []),
             f"steps    {text.steps_text(self.steps, self.workload, self.select_best_by)}",
             f"tokens   {text.tokens_text(self.training_tokens, self.workload)}",
             f"time     {text.time_text(self.seconds, self.cluster, self.workload)}",
@@ -238,8 +241,10 @@ def _estimate(
     has_speed = cluster.total_tokens_per_second is not None
     single = cluster.step_tokens / speed.step_seconds(cluster.step_tokens) if speed and has_speed else None
     _require_time_for_checkpoint(recipe, single, cluster.step_tokens * steps.save_every_steps)
+    trainable = cluster.memory.trainable_parameters
+    exports = {entry.folder_name: export_gib(entry, shapes, trainable) for entry in recipe.export or ()}
     disk = DiskEstimate(
-        needed=checkpoints_gib(recipe, shapes, cluster.memory.trainable_parameters, steps.total_steps),
+        needed=checkpoints_gib(recipe, shapes, trainable, steps.total_steps) + sum(exports.values()),
         free=free_gib(run.path),
         to_fetch=shapes.parameters * shapes.stored_bytes / _GIB if base.root.to_fetch else 0.0,
         fetch_free=free_gib(hub_cache()),
@@ -250,7 +255,7 @@ def _estimate(
         name=recipe.name, run=str(run), base=recipe.model.base, method=recipe.tuning.method,
         launch=text.launch_text(recipe.launch), rows=counts, steps=steps, select_best_by=recipe.train.select_best_by,
         workload=estimate_workload(recipe, rows, sets.rows, incumbent, steps, cluster, speed), evidence=evidence,
-        also=sets.plans, incumbent=incumbent, cluster=cluster,
+        also=sets.plans, incumbent=incumbent, exports=exports, cluster=cluster,
         lm_eval=list(map(text.task_text, recipe.evaluate.lm_eval)),
         scaling=[size.summary() for size in estimate_scaling(recipe, inputs)] if has_speed else [],
         disk=disk, is_described=shapes.known, new_tokens=new_tokens, stages=stages, scripts=scripts, slurm=slurm,

@@ -70,6 +70,12 @@ def promotion_text(incumbent: IncumbentCheck) -> str:
     return f"{replaced}, which {answers}; the tuned model replaces it only if it is better"
 
 
+def exports_text(exports: dict[str, float]) -> str:
+    """Return the formats of the exports, with their disk space, and how they are proved."""
+    sizes = ", ".join(f"{name} (about {size:.2f} GiB)" for name, size in exports.items())
+    return f"{sizes}; each answers up to 100 test rows, to prove that it is still the tuned model"
+
+
 def task_text(entry: HarnessTask) -> str:
     """Return a task of lm-evaluation-harness, and the drop that is allowed on it."""
     change = f"{entry.metric or 'its first metric'} may drop by less than {entry.max_drop:g}"

@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from tunesmith.core.verdict import MIN_SEEDS
 from tunesmith.recipe.base import Date, Fraction, NonEmptyStrings, Section, setting_error
 from tunesmith.recipe.data_source import Filter, HeldOut, Sources, Split
+from tunesmith.recipe.export import Export
 from tunesmith.recipe.general_set import GENERAL, complete_general_sets
 from tunesmith.recipe.guards import Guard, HarnessTask, Name, require_distinct
 from tunesmith.recipe.launch import Launch, LocalLaunch, SlurmLaunch, TorchrunLaunch
@@ -311,6 +312,12 @@ class Recipe(Section):
     train: Train
     evaluate: Evaluate
     promote: Promote | None = Field(None, description="Promotion of a better model; else the run ends with a verdict.")
+    export: tuple[Export, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Formats of other programs in which the model is written after promotion, each with a proof that "
+        "it is still the same model. See docs/export.md.",
+    )
     launch: Launch = Field(LocalLaunch(on="local"), description="Where the run's processes are started, and how many.")
     trackers: tuple[Literal["trackio", "mlflow", "tensorboard", "wandb"], ...] = Field(
         (),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.also import guarded_metric
 from tunesmith.recipe.base import message_and_code
+from tunesmith.recipe.export import AdapterExport
 from tunesmith.recipe.held_out import fraction, has_rows, own_source
 from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import Recipe
@@ -30,7 +31,7 @@ def find_contradictions(recipe: Recipe) -> list[Mistake]:
     """Return all contradictions between keys that are valid separately."""
     checks = (
         _metric_contradictions, _decoding_contradictions, _threshold_contradictions, _validation_contradictions,
-        _split_contradictions, _launch_contradictions, _other_contradictions,
+        _split_contradictions, _launch_contradictions, _export_contradictions, _other_contradictions,
     )  # fmt: skip
     return [mistake for check in checks for mistake in check(recipe)]
 
@@ -183,6 +184,29 @@ def sharding_unsupported_reason(recipe: Recipe) -> str | None:
     if isinstance(recipe.tuning, FullTuning) and recipe.train.optimizer in ("adafactor", "adamw_8bit"):
         return f"the state of `{recipe.train.optimizer}` for a shard of a matrix differs from that for the whole matrix"
     return None
+
+
+def _export_contradictions(recipe: Recipe) -> Iterator[Mistake]:
+    folders: set[str] = set()
+    for index, entry in enumerate(recipe.export or ()):
+        folder = entry.out or entry.folder_name
+        if folder in folders:
+            yield Mistake(("export", index), f"is written to `{folder}` like another one; set `out`", "contradiction")
+        folders.add(folder)
+        if isinstance(entry, AdapterExport):
+            yield from _adapter_contradictions(recipe, entry, ("export", index))
+
+
+def _adapter_contradictions(recipe: Recipe, entry: AdapterExport, path: KeyPath) -> Iterator[Mistake]:
+    tuning, others = recipe.tuning, [reader for reader in entry.readers if reader != "peft"]
+    if isinstance(tuning, FullTuning):
+        yield Mistake((*path, "to"), "`adapter` needs `tuning.method: lora` or `qlora`; use `merged`", "contradiction")
+    elif tuning.dora and others:
+        message = f"{' and '.join(others)} cannot read DoRA; set `readers: [peft]`, or use `merged`"
+        yield Mistake((*path, "readers"), message, "contradiction")
+    elif recipe.model.add_tokens and others:
+        message = f"{' and '.join(others)} cannot read the rows of new tokens; use `merged`"
+        yield Mistake((*path, "readers"), message, "contradiction")
 
 
 def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:

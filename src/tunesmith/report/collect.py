@@ -57,6 +57,7 @@ def collect(run: RunDir) -> RunView:
             if (compared := files.read(path, read_verdict)) is not None
         },
         promotion=files.manifest("promote"),
+        exports=tuple(entry for entry in files.manifest("export").get("exports") or () if isinstance(entry, dict)),
         problems=tuple(files.problems),
     )
 
@@ -108,8 +109,8 @@ def _settings(resolved: str) -> dict[str, Any]:
 
 
 def _is_shown(stage: stages.Stage, settings: dict[str, Any]) -> bool:
-    """Return whether a report lists a stage: few recipes ask for further seeds, so the others do not mention them."""
-    return stage is not stages.REPLICATE or bool(settings.get(stage.key))
+    """Return whether a report lists a stage: those that few recipes ask for are mentioned in no other report."""
+    return not stage.is_rare or bool(settings.get(stage.key))
 
 
 def _stage(files: _Files, stage: stages.Stage, settings: dict[str, Any]) -> StageStatus:

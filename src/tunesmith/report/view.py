@@ -133,4 +133,5 @@ class RunView:
     answers: Answers | None
     incumbents: Mapping[str, Verdict]
     promotion: dict[str, Any]
+    exports: tuple[dict[str, Any], ...]
     problems: tuple[str, ...]

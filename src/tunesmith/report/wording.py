@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from tunesmith.core.progress import format_duration
+from tunesmith.core.progress import format_bytes, format_duration
 from tunesmith.core.stages import EVALUATE, stage_named
 from tunesmith.core.verdict import Comparison, Guard, SetResult, Verdict
 from tunesmith.report.unit import MINUS, NONE, Unit, unit_of
@@ -100,6 +100,11 @@ def percent(part: float | None, whole: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """Return a time span such as 3h 20m; a dash if it is unknown."""
     return NONE if seconds is None else format_duration(seconds)
+
+
+def file_size(count: int | None) -> str:
+    """Return a number of bytes such as 1.2 GB; a dash if it is unknown."""
+    return NONE if count is None else format_bytes(count)
 
 
 def confidence(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from tunesmith.scoring.verdict import MAX_CONFIDENCE, corrected_confidence
 MODEL = "model.base"
 _LIST = "trials.json"
 # Sections that all trials share; otherwise they could not be compared.
-_SHARED = ("name", "evaluate", "promote", "launch", "trackers", "replicates")
+_SHARED = ("name", "evaluate", "promote", "export", "launch", "trackers", "replicates")
 # The measure that orders trials by size along an axis, by the section of the axis.
 _MEASURES = {"model": "model_parameters", "tuning": "trained_parameters", "data": "train_rows"}
 

@@ -42,7 +42,7 @@ LOCAL = ClusterEstimate(
 PLAN = RunPlan(
     name="demo", run="runs/demo", base="org/model", method="lora", launch="local", rows=ROWS,
     steps=StepPlan(1200, 2400, 150, 8, 50, 50), select_best_by="loss", workload=WORKLOAD, also=[], lm_eval=[],
-    incumbent=None,
+    incumbent=None, exports={},
     evidence=Evidence("rougeL", 60, 60, 60, 0.25, 0.1, 240),
     cluster=LOCAL, scaling=[],
     disk=DiskEstimate(0.2, 100.0, 0.0, 100.0), is_described=True, new_tokens={},

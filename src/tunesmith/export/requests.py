@@ -1,0 +1,62 @@
+"""The exports that a recipe asks for, checked before anything is trained."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.core.errors import RecipeError
+from tunesmith.core.files import MANIFEST
+from tunesmith.core.rundir import RunDir
+from tunesmith.core.user_folders import check_writable
+from tunesmith.export.formats import Options, format_of
+from tunesmith.recipe.export import READERS, AdapterExport, Export, MergedExport
+from tunesmith.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """An entry of a recipe's `export`.
+
+    Attributes:
+        key: its key in the recipe.
+        folder: the folder to create.
+        is_in_run: whether this is the default folder, whose content may be replaced.
+    """
+
+    key: str
+    to: str
+    options: Options
+    folder: Path
+    is_in_run: bool
+
+
+def requests_of(recipe: Recipe, run: RunDir) -> Iterator[ExportRequest]:
+    """Yield the exports of a recipe, in order; paths are relative to its folder."""
+    for index, entry in enumerate(recipe.export or ()):
+        default = run.exported(entry.folder_name)
+        folder = default if entry.out is None else run.recipe_folder / os.path.expanduser(entry.out)
+        yield ExportRequest(f"export[{index}]", entry.to, _options(entry), folder, entry.out is None)
+
+
+def check_requests(recipe: Recipe, run: RunDir) -> None:
+    """Check the exports of a recipe before anything is computed.
+
+    Raises:
+        RecipeError: an option is wrong, or a folder cannot be written or has something else.
+    """
+    for request in requests_of(recipe, run):
+        format_of(request.to, request.options)
+        if request.is_in_run:
+            continue
+        hint = f"change {request.key}.out"
+        check_writable(request.folder.parent, hint=hint)
+        if os.path.lexists(request.folder) and not (request.folder / MANIFEST).exists():
+            raise RecipeError("exists already", where=str(request.folder), hint=hint, code="exists")
+
+
+def _options(export: Export) -> Options:
+    if isinstance(export, MergedExport):
+        return Options(type=export.type)
+    assert isinstance(export, AdapterExport)
+    return Options(readers=None if export.readers == READERS else export.readers)
