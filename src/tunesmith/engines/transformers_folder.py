@@ -1,16 +1,20 @@
 """A folder as users of transformers and peft open it: by their own loaders, and by nothing of tunesmith's."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
+
+_BATCH_ROWS = 16
 
 
 class TransformersFolder:
@@ -72,19 +76,36 @@ class TransformersFolder:
             for most, likely, token, score in zip(ids, values, answer, own, strict=True)
         ]
 
-    @torch.inference_mode()
     def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the answer of `generate`, with the folder's own generation settings but without sampling."""
-        row = _row(prompt)
-        with self._lock:
-            out = self._model.generate(
-                input_ids=row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=max_new_tokens
-            )[0].tolist()
-            start = 1 if self._model.config.is_encoder_decoder else len(prompt)
-            ids = out[start:]
-            stopped = bool(ids) and ids[-1] in self._eos
-            ids = ids[:-1] if stopped else ids
-            return EngineAnswer(self._tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), stopped)
+        [(_, answer)] = self.answers([prompt], max_new_tokens=max_new_tokens)
+        return answer
+
+    def answers(self, prompts: Sequence[Ids], *, max_new_tokens: int) -> Iterator[tuple[int, EngineAnswer]]:
+        """Yield the answers of `generate` in padded batches of prompts of about one length."""
+        places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        for first in range(0, len(places), _BATCH_ROWS):
+            batch = places[first : first + _BATCH_ROWS]
+            with self._lock:
+                answers = self._generate([prompts[place] for place in batch], max_new_tokens)
+            yield from zip(batch, answers, strict=True)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[Ids], max_new_tokens: int) -> list[EngineAnswer]:
+        is_encoder_decoder = self._model.config.is_encoder_decoder
+        rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+        pad = partial(pad_sequence, batch_first=True, padding_side="right" if is_encoder_decoder else "left")
+        ids, mask = pad(rows), pad([torch.ones_like(row) for row in rows])
+        out = self._model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens
+        )  # fmt: skip
+        start = 1 if is_encoder_decoder else ids.shape[1]
+        return [self._answer(row) for row in out[:, start:].tolist()]
+
+    def _answer(self, ids: list[int]) -> EngineAnswer:
+        end = next((place for place, token in enumerate(ids) if token in self._eos), None)
+        text = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return EngineAnswer(text, tuple(ids[:end]), end is not None)
 
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the answer to the prompt that the chat template renders."""

@@ -12,7 +12,7 @@ from tunesmith.core.jsonl import write_jsonl
 from tunesmith.core.verdict import Verdict
 from tunesmith.engines.base import Engine, EngineAnswer
 from tunesmith.evaluate.run_rows import RunRows
-from tunesmith.proof.asking import ask_all
+from tunesmith.proof.asking import ask_all, ask_prompts
 from tunesmith.proof.distributions import preference
 from tunesmith.proof.questions import Questions
 from tunesmith.proof.record import Check, Measure
@@ -40,16 +40,14 @@ class Asked:
     impossible: str | None = None
 
 
-def ask_prompts(engine: Engine, questions: Questions, reference: Reference) -> Asked:
+def ask(engine: Engine, questions: Questions, reference: Reference) -> Asked:
     """Let the engine answer the prompts from their ids or, if it takes only conversations, from their messages."""
     limit = questions.prompts.max_new_tokens
     places = [place for place, answer in enumerate(reference.answers) if not answer.line["error"]]
     if not places:
         return Asked(impossible="no prompt leaves room for an answer")
-    prompts = questions.prompts.prompts
-    found = ask_all(
-        "proof: answers", lambda place: engine.answer(prompts[place], max_new_tokens=limit), places, unit="prompts"
-    )
+    prompts = [questions.prompts.prompts[place] for place in places]
+    found = ask_prompts("proof: answers", engine, prompts, max_new_tokens=limit)
     if found is None:
         places = [place for place in places if questions.messages[place] is not None]
         if not places:

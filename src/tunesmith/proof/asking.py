@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from tunesmith.core import interrupt
 from tunesmith.core.progress import Progress
+from tunesmith.engines.base import BatchEngine, Engine, EngineAnswer, Ids
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -39,3 +40,19 @@ def ask_all(
             pool.shutdown(wait=False, cancel_futures=True)
     progress.close()
     return [answer for _, answer in sorted(answers.items()) if answer is not None]
+
+
+def ask_prompts(
+    label: str, engine: Engine, prompts: Sequence[Ids], *, max_new_tokens: int
+) -> list[EngineAnswer] | None:
+    """Return the greedy answers to prompts in their order; None if the engine takes no ids."""
+    if not isinstance(engine, BatchEngine):
+        return ask_all(label, lambda ids: engine.answer(ids, max_new_tokens=max_new_tokens), prompts, unit="prompts")
+    answers: dict[int, EngineAnswer] = {}
+    progress = Progress(label, total=len(prompts), unit="prompts")
+    for place, answer in engine.answers(prompts, max_new_tokens=max_new_tokens):
+        interrupt.check()
+        answers[place] = answer
+        progress.update(len(answers))
+    progress.close()
+    return [answer for _, answer in sorted(answers.items())]

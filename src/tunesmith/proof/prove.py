@@ -11,7 +11,7 @@ from tunesmith.engines.base import Engine
 from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.model.quantization import trained_quantization
-from tunesmith.proof.answers import ask_prompts, check_answers, check_verdict
+from tunesmith.proof.answers import ask, check_answers, check_verdict
 from tunesmith.proof.checks import check_ids, check_logits, check_template
 from tunesmith.proof.hints import hint_for
 from tunesmith.proof.questions import find_rows, questions_about
@@ -48,7 +48,7 @@ def prove(
     try:
         of_ids, of_template = check_ids(engine, questions), check_template(engine, questions)
         of_logits = check_logits(engine, reference, tolerance)
-        asked = ask_prompts(engine, questions, reference)
+        asked = ask(engine, questions, reference)
         of_answers = check_answers(asked, questions, reference, tolerance)
         of_scores, verdict = check_verdict(engine.name, asked, questions, reference, max_loss=max_loss)
     finally:

@@ -103,6 +103,14 @@ def test_an_adapter_is_opened_on_the_base_that_it_names(folder: Path, tmp_path: 
         assert base.token_scores([5, 6], [7], 3) != tuned.token_scores([5, 6], [7], 3)
 
 
+def test_batches_give_the_answers_of_single_prompts(folder: Path) -> None:
+    engine = TransformersFolder(folder)
+    prompts = [engine.encode(f"Say {'one two ' * count}{count}.") or [] for count in range(20)]
+    with one_thread():
+        together = dict(engine.answers(prompts, max_new_tokens=5))
+        assert [together[place] for place in range(20)] == [engine.answer(ids, max_new_tokens=5) for ids in prompts]
+
+
 def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
     engine = TransformersFolder(save_seq2seq(tmp_path))
     prompt = engine.encode("one two") or []
@@ -112,7 +120,7 @@ def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
         assert answer.ids is not None
         scores = engine.token_scores(prompt, answer.ids, 2) or []
     assert [max(row, key=lambda one: row[one]) for row in scores] == list(answer.ids)
-    assert engine.encode_chat(HI) is None
+    assert engine.encode_chat(HI) == []
     assert engine.answer_chat(HI, max_new_tokens=4) is None
 
 
