@@ -33,7 +33,12 @@ class LlamaCpp:
     """
 
     def __init__(self, server: JsonServer, model: str, name: str, *, process: ServerProcess | None = None) -> None:
-        self.name, self._server, self._model, self._process = name, server, model, process
+        self.name, self._server, self._model, self.process = name, server, model, process
+
+    @property
+    def url(self) -> str:
+        """The root of the server."""
+        return self._server.url
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
         """Return the ids of a text, as those of a text prompt if `add_special`."""
@@ -58,7 +63,7 @@ class LlamaCpp:
             chosen = response["tokens"]
             if not chosen:
                 raise TunesmithError("gave no tokens", where=self.name, code="server-failed")
-            steps = _align(chosen, response.get("completion_probabilities", ()))
+            steps = align(chosen, response.get("completion_probabilities", ()))
             for greedy, step, token in zip(chosen, steps, answer[done:], strict=False):
                 before = [*prompt, *answer[: len(scores)]]
                 likely = step or self._next_token(before, top)
@@ -106,15 +111,15 @@ class LlamaCpp:
 
     def close(self) -> None:
         """End the server if this object started it."""
-        if self._process:
-            self._process.close()
+        if self.process:
+            self.process.close()
 
 
 def _likely(step: Mapping[str, Any]) -> dict[int, float]:
     return {token["id"]: token["logprob"] for token in step["top_logprobs"]}
 
 
-def _align(chosen: Ids, steps: Sequence[Mapping[str, Any]]) -> list[dict[int, float] | None]:
+def align(chosen: Ids, steps: Sequence[Mapping[str, Any]]) -> list[dict[int, float] | None]:
     """Return the log-probabilities at each chosen token; None if the server gave none, or not certainly this one's.
 
     The server leaves out tokens that end within a character of several bytes, so the steps are a subsequence of the

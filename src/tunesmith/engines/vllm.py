@@ -40,7 +40,7 @@ class VllmApi:
         process: ServerProcess | None = None,
     ) -> None:  # fmt: skip
         self.name, self._server, self._model = name, server, model
-        self._ids_have_end, self._process = ids_have_end, process
+        self._ids_have_end, self.process = ids_have_end, process
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
         """Return the ids of a text."""
@@ -83,8 +83,8 @@ class VllmApi:
 
     def close(self) -> None:
         """End the server if this object started it."""
-        if self._process:
-            self._process.close()
+        if self.process:
+            self.process.close()
 
 
 def start_vllm(
