@@ -110,6 +110,15 @@ def without_merges(tokenizer: dict[str, Any]) -> None:
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-10]
 
 
+def with_beginning(tokenizer: dict[str, Any]) -> None:
+    """Add a token before every prompt."""
+    begin, text = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text], "special_tokens": special,
+    }  # fmt: skip
+
+
 def forget_control_token(tokenizer: dict[str, Any]) -> None:
     """Remove a control token from the added tokens, so that it is plain text."""
     tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if one["content"] != "<|im_start|>"]
@@ -132,13 +141,14 @@ def test_an_export_is_proved_by_every_check(tuned: ModelFolder, merged: Path, tm
     [
         (in_tokenizer(without_merges), "ids template", "logits answers verdict"),
         (in_tokenizer(forget_control_token), "ids template", "logits answers verdict"),
+        (in_tokenizer(with_beginning), "ids", "template logits answers verdict"),
         (without_template, "template", "ids logits answers verdict"),
         (in_template("<|im_end|>", "<|im_end|> "), "template", "ids logits answers verdict"),
         (in_template("Be brief.", "Be long."), "template", "ids logits answers verdict"),
         (in_json("config.json", rms_norm_eps=0.1), "logits", "ids template"),
         (in_json("generation_config.json", eos_token_id=0), "answers", "ids template logits"),
     ],
-    ids=["merges", "control token", "no template", "template", "system turn", "epsilon", "eos"],
+    ids=["merges", "control token", "beginning", "no template", "template", "system turn", "epsilon", "eos"],
 )
 def test_each_fault_fails_its_check(
     tuned: ModelFolder, merged: Path, tmp_path: Path, change: Change, failing: str, passing: str
@@ -193,8 +203,8 @@ class Without:
         self.asked.append(name)
         return getattr(self._engine, name)(*arguments, **options)
 
-    def encode(self, text: str) -> list[int] | None:
-        return self._or_none("encode", text)
+    def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
+        return self._or_none("encode", text, add_special=add_special)
 
     def encode_chat(self, messages: Messages) -> list[int] | None:
         return self._or_none("encode_chat", messages)

@@ -17,18 +17,32 @@ from tunesmith.proof.tolerances import Tolerance
 IDS, TEMPLATE, LOGITS = "ids", "template", "logits"
 
 _EXAMPLES = 3  # of differences that the details name
+_PROMPTS = 4  # texts that are also compared with the control tokens around a prompt
 
 
 def check_ids(engine: Engine, questions: Questions) -> Check:
-    """Compare the ids of probes and of the rows' texts. Control tokens in a text are control tokens here."""
-    texts, names = list(questions.texts), list(questions.texts.values())
-    expected = [questions.tokenizer.encode_trusted(text) for text in texts]
+    """Compare the ids of probes and of the rows' texts, in which control tokens keep their function.
+
+    Some texts are also compared as prompts of their own, which have the control tokens that the tokenizer adds.
+    """
+    tokenizer, texts = questions.tokenizer, list(questions.texts)
+    expected = [tokenizer.encode_trusted(text) for text in texts]
     found = ask_all("proof: ids", engine.encode, texts, unit="texts")
     if found is None:
         return Check(IDS, impossible=f"{engine.name} does not give the ids of a text")
-    wrong = [place for place, ids in enumerate(found) if list(ids) != expected[place]]
+    before, after = tokenizer.special_tokens_around(target=False)
+    prompts = [[*before, *ids, *after] for ids in expected[:_PROMPTS]]
+    prompts_found = [engine.encode(text, add_special=True) or [] for text in texts[:_PROMPTS]]
+    wrong = [i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]]
+    wrong_prompts = [i for i, pair in enumerate(zip(prompts, prompts_found, strict=True)) if pair[0] != pair[1]]
+    names = list(questions.texts.values())
     details = [_difference(names[i], expected[i], found[i]) for i in wrong[:_EXAMPLES]]
-    return Check(IDS, (Measure.all_of("equal texts", len(expected) - len(wrong), len(expected)),), tuple(details))
+    details += [_difference(f"{names[i]} as a prompt", prompts[i], prompts_found[i]) for i in wrong_prompts[:1]]
+    measures = (
+        Measure.all_of("equal texts", len(texts) - len(wrong), len(texts)),
+        Measure.all_of("equal prompts of text alone", len(prompts) - len(wrong_prompts), len(prompts)),
+    )
+    return Check(IDS, measures, tuple(details))
 
 
 def check_template(engine: Engine, questions: Questions) -> Check:
