@@ -208,6 +208,13 @@ ERROR_CODES = {
     "registry-unusable": "The registry's database cannot be opened.",
     # export
     "adapter-unsupported": "The programs that an exported adapter is for cannot read something in it.",
+    "template-not-fixed": "Ollama cannot have this chat template: it is more than fixed texts around turns.",
+    "not-in-modelfile": "Ollama's `Modelfile` cannot hold a text of the recipe, or the model.",
+    "hub-token": "There is no token for the hub, or the hub does not accept it.",
+    "hub-forbidden": "The token may not write to this owner's repositories.",
+    "hub-conflict": "The repository on the hub was changed during a publication; nothing was published.",
+    "hub-refused": "The hub refuses the files, such as the metadata of the model card.",
+    "hub-unreachable": "The hub cannot be reached, or failed; the same command resumes.",
     # pipeline, plan, slurm and track
     "inputs-changed": "The inputs of a finished or interrupted stage have changed, and its result is never replaced.",
     "settings-changed": "The run was started with other settings, which cannot change.",
