@@ -132,6 +132,14 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("forced without a reason", ("loop@1", "--to", "merged", "--out", "new", "--force"), 2),
         ("a damaged run", ("runs/damaged", "--to", "merged", "--out", "new"), 6),
     ],
+    "prove": [
+        ("no such model", ("http://127.0.0.1:9", "none"), 2),
+        ("no server", ("http://127.0.0.1:9", "loop@1"), 2),
+        ("a model instead of a URL", ("loop@1", "http://127.0.0.1:9"), 2),
+        ("no such type", ("http://127.0.0.1:9", "loop@1", "--type", "q99"), 2),
+        ("a negative number of rows", ("http://127.0.0.1:9", "loop@1", "--rows", "-1"), 2),
+        ("a damaged run", ("http://127.0.0.1:9", "runs/damaged"), 6),
+    ],
     "score": [
         ("no such file", ("none.jsonl",), 3),
         ("other rows", (SCORES,), 3),

@@ -1,6 +1,7 @@
 """Which program answers at a URL, and how it can be asked."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.errors import RecipeError, TunesmithError
@@ -12,8 +13,22 @@ from tunesmith.engines.openai_api import OpenAiApi
 from tunesmith.engines.vllm import VllmApi
 
 
-def detect_engine(url: str, model: str | None = None) -> Engine:
-    """Return the engine at a URL, by the owner that its list of models names and by its own routes.
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """A running server.
+
+    Attributes:
+        model: the name under which it has the model.
+        type: the type of the model's weights, such as `q8_0`; None if the server does not give it.
+    """
+
+    engine: Engine
+    model: str
+    type: str | None = None
+
+
+def detect_engine(url: str, model: str | None = None) -> Detected:
+    """Find out which program a URL is, by the owner that its list of models names and by its own routes.
 
     Args:
         url: the root of a server, with or without /v1. The key is in OPENAI_API_KEY, if the server needs one.
@@ -29,12 +44,14 @@ def detect_engine(url: str, model: str | None = None) -> Engine:
     name = _choose(models, model, root)
     owner = models[0].get("owned_by") if models else None
     if owner == "llamacpp":
-        return LlamaCpp(server, name, _named("llama.cpp", _ask(server, "/props", "build_info")))
+        facts = _ask(server, "/props")
+        type = facts.get("model_ftype", "").removeprefix("all ").partition(" ")[0].lower()  # "all F32", "Q4_K - Medium"
+        return Detected(LlamaCpp(server, name, _named("llama.cpp", facts.get("build_info"))), name, type or None)
     if owner == "vllm":
-        return VllmApi(server, name, _named("vLLM", _ask(server, "/version", "version")))
+        return Detected(VllmApi(server, name, _named("vLLM", _ask(server, "/version").get("version"))), name)
     if owner == "tunesmith":
-        return VllmApi(server, name, "tunesmith", ids_have_end=False)
-    return OpenAiApi(server.below("/v1"), name)
+        return Detected(VllmApi(server, name, "tunesmith", ids_have_end=False), name)
+    return Detected(OpenAiApi(server.below("/v1"), name), name)
 
 
 def _models(server: JsonServer) -> list[dict[str, Any]]:
@@ -64,12 +81,13 @@ def _choose(models: list[dict[str, Any]], model: str | None, url: str) -> str:
     return model
 
 
-def _ask(server: JsonServer, route: str, key: str) -> str | None:
-    """Return a value that a route gives; None if it does not."""
+def _ask(server: JsonServer, route: str) -> dict[str, str]:
+    """Return the texts that a route gives; none if there is no such route."""
     try:
-        return str(server.get(route, patient=False)[key])
-    except (TunesmithError, LookupError, TypeError):
-        return None
+        response = server.get(route, patient=False)
+    except TunesmithError:
+        return {}
+    return {key: value for key, value in dict(response).items() if isinstance(value, str)}
 
 
 def _named(program: str, version: str | None) -> str:

@@ -21,7 +21,7 @@ from tunesmith.proof.tolerances import Tolerance, tolerance_for, tolerance_for_b
 
 
 def prove(
-    model: ModelFolder, engine: Engine, *, type: str, rows: RunRows | None = None, max_loss: float | None = None
+    model: ModelFolder, engine: Engine, *, type: str, rows: RunRows | str | None = None, max_loss: float | None = None
 ) -> Proof:
     """Compare an engine with a model computed in fp32, on probes and on the test rows of the run that trained it.
 
@@ -32,7 +32,7 @@ def prove(
         model: the model of the verdict.
         engine: the program that runs the exported model.
         type: the type of the engine's weights, which decides the limits (`tolerances.py`).
-        rows: the test rows; by default those of the model's run, if it is at hand.
+        rows: the test rows, or why none are asked; by default those of the model's run, if it is at hand.
         max_loss: the loss in the primary metric that must be excluded, in its unit; by default a loss must only not be
             shown.
 

@@ -11,6 +11,7 @@ from tunesmith.engines.detect import detect_engine
 from tunesmith.engines.llama_cpp import LlamaCpp
 from tunesmith.engines.openai_api import OpenAiApi
 from tunesmith.engines.vllm import VllmApi
+from tunesmith.proof.tolerances import tolerance_for
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -42,14 +43,25 @@ def server_of(owner: str, *names: str, **routes: Any) -> Any:
 @pytest.mark.parametrize("end", ["", "/"])
 def test_the_owner_of_the_models_decides(owner: str, routes: dict[str, Any], kind: type, name: str, end: str) -> None:
     with endpoint(server_of(owner, "m", **routes)) as (url, _):
-        engine = detect_engine(f"{url}{end}")
-        assert (type(engine), engine.name) == (kind, name)
-        assert type(detect_engine(url.removesuffix("/v1"), "m")) is kind
+        found = detect_engine(f"{url}{end}")
+        assert (type(found.engine), found.engine.name, found.model) == (kind, name, "m")
+        assert type(detect_engine(url.removesuffix("/v1"), "m").engine) is kind
+
+
+@pytest.mark.parametrize(
+    ("ftype", "expected"),
+    [("all F32", "f32"), ("F16", "f16"), ("Q4_K - Medium", "q4_k"), ("Q8_0", "q8_0"), ("", None)],
+)
+def test_the_type_is_that_of_the_served_file(ftype: str, expected: str | None) -> None:
+    with endpoint(server_of("llamacpp", "m", props={"model_ftype": ftype})) as (url, _):
+        assert detect_engine(url).type == expected
+    if expected is not None:
+        tolerance_for(expected)  # which raises if there is no such type
 
 
 def test_a_server_without_token_ids_answers_conversations_only() -> None:
     with endpoint(server_of("me", "a", "b", v1__chat__completions=choice("hello", "length"))) as (url, requests):
-        engine = detect_engine(url, "b")
+        engine = detect_engine(url, "b").engine
         answer = engine.answer_chat(HI, max_new_tokens=3)
         assert answer is not None
         assert (answer.text, answer.ids, answer.stopped) == ("hello", None, False)
@@ -63,7 +75,7 @@ def test_a_server_without_token_ids_answers_conversations_only() -> None:
 def test_the_key_is_sent_to_every_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with endpoint(server_of("vllm", "m", version={"version": "1"}, tokenize={"tokens": [1]})) as (url, requests):
-        assert detect_engine(url).encode("a") == [1]
+        assert detect_engine(url).engine.encode("a") == [1]
         assert {request["key"] for request in requests} == {"Bearer secret"}
         assert [request["path"] for request in requests] == ["/v1/models", "/version", "/tokenize"]
 
@@ -87,7 +99,7 @@ def test_a_server_without_a_list_of_models_needs_a_name() -> None:
     with endpoint(lambda request: (404, {})) as (url, _):
         with raises(RecipeError, "unknown-model"):
             detect_engine(url)
-        assert isinstance(detect_engine(url, "m"), OpenAiApi)
+        assert isinstance(detect_engine(url, "m").engine, OpenAiApi)
 
 
 @pytest.mark.parametrize("response", [{}, [], {"data": {}}, {"data": [1]}])
@@ -103,7 +115,7 @@ def test_scores_and_answers_of_vllm_are_by_token_ids() -> None:
     reply = {"choices": [{"text": "x", "token_ids": [5, 6], "finish_reason": "stop", "logprobs": logprobs}]}
     for owner, ids in (("vllm", (5,)), ("tunesmith", (5, 6))):
         with endpoint(server_of(owner, "m", v1__completions=reply)) as (url, requests):
-            engine = detect_engine(url)
+            engine = detect_engine(url).engine
             assert engine.token_scores([1], [5, 6], 1) == [{5: -1.0}, {8: -0.5, 6: -7.5}]
             assert requests[-1]["prompt"] == [1, 5, 6]
             answer = engine.answer([1], max_new_tokens=4)

@@ -90,8 +90,10 @@ def test_a_prompt_beyond_the_context_of_a_slot_is_an_error_of_its_answer(engine:
 
 def test_a_running_server_is_detected(engine: LlamaCpp, reference: TransformersFolder) -> None:
     found = detect_engine(engine.url, "tiny.gguf")
-    assert isinstance(found, LlamaCpp)
-    assert found.answer(prompt_of(reference), max_new_tokens=3) == engine.answer(prompt_of(reference), max_new_tokens=3)
+    assert isinstance(found.engine, LlamaCpp)
+    assert (found.model, found.type) == ("tiny.gguf", "f32")
+    expected = engine.answer(prompt_of(reference), max_new_tokens=3)
+    assert found.engine.answer(prompt_of(reference), max_new_tokens=3) == expected
 
 
 def test_a_file_that_llama_cpp_cannot_load_is_an_error_with_its_reason(tmp_path: Path) -> None:
