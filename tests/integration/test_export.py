@@ -166,3 +166,26 @@ def test_an_export_that_is_stopped_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export_model(reference(trained), tmp_path / "out", to="merged")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_file_and_an_adapter_as_gguf_are_proved_by_llama_cpp(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    whole = export_model(reference(trained), tmp_path / "whole", to="gguf")
+    assert whole.type == "f16"
+    assert {path.name for path in (tmp_path / "whole").glob("*.gguf")} == {"tiny-f16.gguf"}
+    alone = export_model(reference(trained), tmp_path / "alone", to="gguf", adapter_only=True)
+    assert alone.type == "f32"
+    assert {path.name for path in (tmp_path / "alone").glob("*.gguf")} == {"tiny-f32-lora.gguf"}
+    for exported in (whole, alone):
+        assert exported.proof is not None
+        assert exported.proof.passed
+        assert exported.proof.engine.startswith("llama.cpp")
+    assert sum(whole.files.values()) > 2 * sum(alone.files.values())
+
+
+def test_gguf_types_that_need_another_program_are_refused_without_it(trained: Path, tmp_path: Path) -> None:
+    with raises(RecipeError, "contradiction", "--quantize-with"):
+        export_model(reference(trained), tmp_path / "out", to="gguf", type="q4_k_m")
+    with raises(RecipeError, "wrong-value", "--type"):
+        export_model(reference(trained), tmp_path / "out", to="gguf", type="q4_0", adapter_only=True)
+    assert list(tmp_path.iterdir()) == []

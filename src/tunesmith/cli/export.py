@@ -15,14 +15,22 @@ def export(
     model: ModelName,
     /,
     *,
-    to: Annotated[Literal["merged", "adapter"], Parameter(help="Format: a transformers folder, or a PEFT adapter.")],
+    to: Annotated[
+        Literal["merged", "adapter", "gguf"],
+        Parameter(help="Format: a transformers folder, a PEFT adapter, or a GGUF file."),
+    ],
     out: Annotated[Path, Parameter(help="Folder to create.")],
     type: Annotated[
-        str | None, Parameter(help="Type of the weights: f32, f16 or bf16. Default: that of the model.")
+        str | None,
+        Parameter(help="Type of the weights, such as f16, bf16 or q8_0. Default: that of the model; for gguf, f16."),
     ] = None,
     readers: Annotated[
         list[Literal["peft", "vllm", "llama.cpp"]] | None,
         Parameter(help="A program that must be able to read the adapter; may be given several times. Default: all."),
+    ] = None,
+    adapter_only: Annotated[Flag, Parameter(help="Write only the adapter as a GGUF file.")] = False,
+    quantize_with: Annotated[
+        str | None, Parameter(help="Path of llama.cpp's llama-quantize, which writes K-quants such as q4_k_m.")
     ] = None,
     force: Annotated[Flag, Parameter(help="Publish it even if its proof fails. Requires --reason.")] = False,
     reason: Annotated[str | None, Parameter(help="Why; the export's manifest keeps it.")] = None,
@@ -33,7 +41,7 @@ def export(
 
     Examples:
         tunesmith export viggo@staging --to merged --out viggo-merged
-        tunesmith export viggo@staging --to adapter --readers peft --out adapter
+        tunesmith export viggo@staging --to gguf --type q8_0 --out viggo-q8_0
     """
     from tunesmith.export.export import export_model
     from tunesmith.export.proving import ExportRefused
@@ -42,7 +50,16 @@ def export(
 
     try:
         exported = export_model(
-            model, out, to=to, type=type, readers=readers, force=force, reason=reason, skip_proof=skip_proof
+            model,
+            out,
+            to=to,
+            type=type,
+            readers=readers,
+            adapter_only=adapter_only,
+            quantize_with=quantize_with,
+            force=force,
+            reason=reason,
+            skip_proof=skip_proof,
         )
     except ExportRefused as refused:
         result = {"folder": None, "proof": refused.proof.to_json()}

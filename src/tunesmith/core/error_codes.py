@@ -175,6 +175,7 @@ ERROR_CODES = {
     # gguf
     "gguf-unsupported": "GGUF files, or llama.cpp, have no place for something in a model, or compute it differently.",
     "gguf-overflow": "A weight is not finite, or too large for the type of a GGUF file.",
+    "quantize-failed": "The program of `--quantize-with` cannot be run, failed, or wrote no GGUF file.",
     "unknown-gguf-type": "There is no type of GGUF files with this name.",
     # inference and evaluate
     "empty-prompt": "A prompt has no tokens.",

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tunesmith.architecture.shapes import Shapes
 from tunesmith.estimate.memory import hidden_parameters, optimizer_state_gib
-from tunesmith.recipe.export import AdapterExport, Export
+from tunesmith.recipe.export import AdapterExport, Export, GgufExport
 from tunesmith.recipe.schema import Recipe
 
 _GIB = 2**30
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_QUANTIZED_BYTES = 34 / 32  # of q8_0: blocks of 32 bytes and a scale of 2
 _OTHER_GIB = 0.05  # prepared rows, logs and the report
 
 
@@ -34,9 +35,10 @@ def checkpoints_gib(recipe: Recipe, shapes: Shapes, trainable_parameters: int, t
 
 def export_gib(entry: Export, shapes: Shapes, trainable_parameters: int) -> float:
     """Return the disk space of an export, and of the transformers folder that a GGUF file is made from meanwhile."""
-    if isinstance(entry, AdapterExport):
+    if isinstance(entry, AdapterExport) or (isinstance(entry, GgufExport) and entry.adapter_only):
         return trainable_parameters * 4 / _GIB
-    return shapes.parameters * _BYTES.get(entry.type or "f32", 4) / _GIB
+    default, folder = ("f16", shapes.stored_bytes) if isinstance(entry, GgufExport) else ("f32", 0)
+    return shapes.parameters * (_BYTES.get(entry.type or default, _QUANTIZED_BYTES) + folder) / _GIB
 
 
 def free_gib(path: Path) -> float:

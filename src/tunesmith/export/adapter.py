@@ -8,6 +8,7 @@ newer ones. So only keys that differ from peft's defaults are written, and rsLoR
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -72,9 +73,13 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
     return "f32"
 
 
-def open_engine(model: ModelFolder, folder: Path, options: Options) -> Engine:
+def require_engine() -> None:
+    """Accept every installation: transformers and peft are always installed."""
+
+
+def open_engine(model: ModelFolder, folder: Path, options: Options) -> AbstractContextManager[Engine]:
     """Open the adapter on its base as a user of peft does."""
-    return TransformersFolder(folder)
+    return closing(TransformersFolder(folder))
 
 
 def usage(folder: Path) -> str:

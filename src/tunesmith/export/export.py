@@ -73,6 +73,8 @@ def export_model(
     to: str,
     type: str | None = None,
     readers: Sequence[str] | None = None,
+    adapter_only: bool = False,
+    quantize_with: str | None = None,
     force: bool = False,
     reason: str | None = None,
     skip_proof: bool = False,
@@ -84,9 +86,11 @@ def export_model(
     Args:
         model: the model: `run:FOLDER`, `NAME@ALIAS`, or any other reference.
         out: the folder to create.
-        to: the format: `merged` or `adapter`.
-        type: the type of the weights, such as `f16`; default that of the model.
+        to: the format: `merged`, `adapter` or `gguf`.
+        type: the type of the weights, such as `f16`; default that of the model, for `gguf` f16.
         readers: the programs that an adapter must work in: `peft`, `vllm`, `llama.cpp`; default all.
+        adapter_only: write only the adapter as a GGUF file, for llama.cpp to load on top of its base.
+        quantize_with: the path of llama.cpp's llama-quantize, which writes K-quants such as `q4_k_m`.
         force: publish it even if the proof fails or is not possible; needs a reason.
         reason: why; the proof keeps it.
         skip_proof: do not prove it at all; needs `force`.
@@ -96,7 +100,7 @@ def export_model(
         NotProved: its answers are not those of the model; nothing was published.
         DoesNotFit: the disk or the memory is too small.
     """
-    options = Options(type, tuple(readers) if readers else None)
+    options = Options(type, tuple(readers) if readers else None, adapter_only, quantize_with)
     check_reason(force=force, reason=reason)
     if skip_proof and not force:
         hint = 'add --force --reason "..."; the export keeps the reason'
@@ -152,6 +156,8 @@ def export_resolved(
     """
     module = format_of(to, options).load()
     module.check(model, options)
+    if reason is None:
+        module.require_engine()
     facts: dict[str, Any] = {"to": to, "model_digest": model.digest(), "options": options.to_json()}
     if os.path.lexists(folder):
         if is_export_of(folder, facts):

@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any, get_args
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.recipe.export import READERS, PlainType
+from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.recipe.export import READERS, GgufType, PlainType
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Format:
     Attributes:
         name: its name on the command line.
         title: its contents.
-        module: has the functions of the format: `check`, `bytes_needed`, `build`, `open_engine` and `usage`.
+        module: has the functions of the format: `check`, `require_engine`, `bytes_needed`, `build`, `open_engine` and
+            `usage`. It is imported when it is used.
         types: the types of its weights; empty if it stores those of the model.
         options: the options that have an effect, in addition to `type`.
     """
@@ -39,6 +41,7 @@ FORMATS: Mapping[str, Format] = {
     for row in (
         Format("merged", "transformers folder", "tunesmith.export.merged", get_args(PlainType)),
         Format("adapter", "PEFT adapter", "tunesmith.export.adapter", options=("readers",)),
+        Format("gguf", "GGUF file", "tunesmith.export.gguf", get_args(GgufType), ("adapter_only", "quantize_with")),
     )
 }
 
@@ -50,15 +53,19 @@ class Options:
     Attributes:
         type: the type of the weights; None for that of the model.
         readers: the programs that an adapter must work in; None for all.
+        adapter_only: write the adapter of a `gguf` export without its base.
+        quantize_with: the path of llama-quantize, for types that the package `gguf` cannot write.
     """
 
     type: str | None = None
     readers: tuple[str, ...] | None = None
+    adapter_only: bool = False
+    quantize_with: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that are set, as JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(v) if isinstance(v, tuple) else str(v) for name, v in values.items() if v}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
 
 
 def format_of(name: str, options: Options) -> Format:
@@ -85,8 +92,9 @@ def option_flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def model_file_name(reference: str) -> str:
-    """Return a name for a model's file: of a registered model its name, of a folder its last part."""
-    name = reference.removeprefix("run:").rstrip("/").partition("#")[0]
-    name = Path(name.partition("@")[0] if "/" not in name else name).name
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "model"
+def file_stem(model: ModelFolder) -> str:
+    """Return a name for a model's file: that in the registry or of its run, else that of its folder."""
+    pin = model.pin
+    is_named = pin is not None and pin.kind in ("registry", "hub", "pypi")
+    name = pin.at.partition("@")[0] if pin is not None and is_named else model.card.get("name") or model.path.name
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name).strip(".-") or "model"

@@ -1,5 +1,6 @@
 """The format `merged`: a plain transformers folder, of an adapter merged into its base or of a full model."""
 
+from contextlib import AbstractContextManager, closing
 from math import prod
 from pathlib import Path
 from shlex import quote
@@ -34,9 +35,13 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
     return next(name for name, known in _DTYPES.items() if known == dtype)
 
 
-def open_engine(model: ModelFolder, folder: Path, options: Options) -> Engine:
+def require_engine() -> None:
+    """Accept every installation: transformers and peft are always installed."""
+
+
+def open_engine(model: ModelFolder, folder: Path, options: Options) -> AbstractContextManager[Engine]:
     """Open the folder as a user of transformers does."""
-    return TransformersFolder(folder)
+    return closing(TransformersFolder(folder))
 
 
 def usage(folder: Path) -> str:

@@ -38,11 +38,8 @@ def prove_export(
         TunesmithError: the export cannot be opened, or its program cannot be asked.
     """
     try:
-        engine = format_module.open_engine(model, folder, options)
-        try:
+        with format_module.open_engine(model, folder, options) as engine:
             proof = prove(model, engine, type=type)
-        finally:
-            engine.close()
     except Interrupted:
         raise
     except TunesmithError as error:

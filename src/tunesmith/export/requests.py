@@ -10,7 +10,7 @@ from tunesmith.core.files import MANIFEST
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import check_writable
 from tunesmith.export.formats import Options, format_of
-from tunesmith.recipe.export import READERS, AdapterExport, Export, MergedExport
+from tunesmith.recipe.export import READERS, Export, GgufExport, MergedExport
 from tunesmith.recipe.schema import Recipe
 
 
@@ -58,5 +58,6 @@ def check_requests(recipe: Recipe, run: RunDir) -> None:
 def _options(export: Export) -> Options:
     if isinstance(export, MergedExport):
         return Options(type=export.type)
-    assert isinstance(export, AdapterExport)
+    if isinstance(export, GgufExport):
+        return Options(export.type, None, export.adapter_only, export.quantize_with)
     return Options(readers=None if export.readers == READERS else export.readers)

@@ -42,6 +42,9 @@ GGUF_TYPES = {
 }
 """{name on the command line: type} of the types that are written without another program."""
 
+K_TYPES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+"""The types that only `llama-quantize` writes."""
+
 _EMBEDDINGS = ("token_embd.weight", "output.weight")
 _ALWAYS_F32 = ("position_embd.weight",)
 _LARGEST_F16 = float(np.finfo(np.float16).max)

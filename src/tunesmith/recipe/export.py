@@ -9,6 +9,12 @@ from tunesmith.recipe.base import Section
 PlainType = Literal["f32", "f16", "bf16"]
 """The types of weights that transformers stores, as llama.cpp names them."""
 
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]  # fmt: skip
+"""The types of GGUF files; those with `k` are written by llama-quantize."""
+
 Reader = Literal["peft", "vllm", "llama.cpp"]
 """Programs that read adapters."""
 
@@ -25,7 +31,8 @@ class ExportBase(Section):
     @property
     def folder_name(self) -> str:
         """The name of the default folder."""
-        return "-".join(str(getattr(self, key)) for key in ("to", "type") if getattr(self, key, None))
+        parts = [getattr(self, key, None) for key in ("to", "type")]
+        return "-".join([*filter(None, parts), *(["lora"] if getattr(self, "adapter_only", False) else [])])
 
 
 class MergedExport(ExportBase):
@@ -44,4 +51,17 @@ class AdapterExport(ExportBase):
     )
 
 
-Export = Annotated[MergedExport | AdapterExport, Field(discriminator="to")]
+class GgufExport(ExportBase):
+    """A file for llama.cpp and the programs that are built on it."""
+
+    to: Literal["gguf"]
+    type: GgufType | None = Field(
+        None, description="Type of the weights; default f16, or f32 with `adapter_only`. See docs/export.md."
+    )
+    adapter_only: bool = Field(False, description="Write the adapter without its base.")
+    quantize_with: str | None = Field(
+        None, description="Path of llama.cpp's `llama-quantize`, which writes the types with `k`."
+    )
+
+
+Export = Annotated[MergedExport | AdapterExport | GgufExport, Field(discriminator="to")]

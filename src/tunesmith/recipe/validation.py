@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tunesmith.core.errors import RecipeError
 from tunesmith.recipe.also import guarded_metric
 from tunesmith.recipe.base import message_and_code
-from tunesmith.recipe.export import AdapterExport
+from tunesmith.recipe.export import AdapterExport, GgufExport, Reader
 from tunesmith.recipe.held_out import fraction, has_rows, own_source
 from tunesmith.recipe.launch import world_size_of
 from tunesmith.recipe.schema import Recipe
@@ -193,20 +193,27 @@ def _export_contradictions(recipe: Recipe) -> Iterator[Mistake]:
         if folder in folders:
             yield Mistake(("export", index), f"is written to `{folder}` like another one; set `out`", "contradiction")
         folders.add(folder)
+        path: KeyPath = ("export", index)
+        if isinstance(entry, GgufExport) and ("_k" in (entry.type or "")) != bool(entry.quantize_with):
+            message = "the types with `k` need `quantize_with`, and the others have no use for it"
+            yield Mistake((*path, "type"), message, "contradiction")
+        if isinstance(entry, GgufExport) and entry.adapter_only:
+            yield from _adapter_contradictions(recipe, ("llama.cpp",), path)
         if isinstance(entry, AdapterExport):
-            yield from _adapter_contradictions(recipe, entry, ("export", index))
+            yield from _adapter_contradictions(recipe, entry.readers, path)
 
 
-def _adapter_contradictions(recipe: Recipe, entry: AdapterExport, path: KeyPath) -> Iterator[Mistake]:
-    tuning, others = recipe.tuning, [reader for reader in entry.readers if reader != "peft"]
+def _adapter_contradictions(recipe: Recipe, readers: Sequence[Reader], path: KeyPath) -> Iterator[Mistake]:
+    """Yield why a recipe has no adapter that these programs can read."""
+    tuning, others = recipe.tuning, [reader for reader in readers if reader != "peft"]
     if isinstance(tuning, FullTuning):
-        yield Mistake((*path, "to"), "`adapter` needs `tuning.method: lora` or `qlora`; use `merged`", "contradiction")
+        yield Mistake(path, "an adapter needs `tuning.method: lora` or `qlora`; use `to: merged`", "contradiction")
     elif tuning.dora and others:
         message = f"{' and '.join(others)} cannot read DoRA; set `readers: [peft]`, or use `merged`"
-        yield Mistake((*path, "readers"), message, "contradiction")
+        yield Mistake(path, message, "contradiction")
     elif recipe.model.add_tokens and others:
         message = f"{' and '.join(others)} cannot read the rows of new tokens; use `merged`"
-        yield Mistake((*path, "readers"), message, "contradiction")
+        yield Mistake(path, message, "contradiction")
 
 
 def _other_contradictions(recipe: Recipe) -> Iterator[Mistake]:
