@@ -104,18 +104,15 @@ def check_answers(asked: Asked, questions: Questions, reference: Reference, tole
             if gap > tolerance.max_gap:
                 details.append(f"prompt {place + 1}: the reference prefers its own token by {gap:.2g} nats")
     ending = [line for place, line in pairs if reference.answers[place].stopped]
-    ended = sum(line["stopped"] for line in ending)
-    answered = Measure.all_of("answered prompts", sum(not line["error"] for line in asked.lines), total)
-    ends = Measure("answers that end", ended, len(ending), at_least=(1 - tolerance.max_unstopped) * len(ending))
-    same: tuple[Measure, ...]
-    if tolerance.max_gap is None:
-        same = (Measure("equal answers", equal, total),)
-    else:
-        same = (
-            Measure.all_of("equal answers, or undecided ones", equal + undecided, total),
-            Measure("of these, undecided in the reference", undecided, total),
-        )
-    return Check(ANSWERS, (*same, ends, answered), tuple(details[:3]))
+    ended, may_not_end = sum(line["stopped"] for line in ending), int(tolerance.max_unstopped * len(ending))
+    measures = [Measure("equal answers", equal, total)]
+    if tolerance.max_gap is not None:
+        measures.append(Measure.all_of("equal answers, or undecided in the reference", equal + undecided, total))
+    measures += [
+        Measure("answers that end", ended, len(ending), at_least=len(ending) - may_not_end),
+        Measure.all_of("answered prompts", sum(not line["error"] for line in asked.lines), total),
+    ]
+    return Check(ANSWERS, tuple(measures), tuple(details[:3]))
 
 
 def _is_same(reference: Reference, place: int, line: Mapping[str, Any]) -> bool:
