@@ -23,8 +23,8 @@ from tunesmith.engines.transformers_folder import TransformersFolder
 from tunesmith.export.formats import Options
 from tunesmith.export.prompt_defaults import write_prompt_defaults
 from tunesmith.fetch.model_folder import model_files
-from tunesmith.fetch.reference import CARD, ModelFolder, base_card
-from tunesmith.model.portable import make_tokenizer_portable
+from tunesmith.fetch.reference import CARD, ModelFolder, base_card, name_for_peft
+from tunesmith.model.portable import make_portable
 from tunesmith.recipe.export import READERS
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 
@@ -65,7 +65,7 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
     write_json(folder / _CONFIG, portable_config(read_json(model.path / _CONFIG), model.base))
     shutil.copyfile(model.path / _WEIGHTS, folder / _WEIGHTS)
     load_tokenizer(model).hf_tokenizer.save_pretrained(folder)
-    make_tokenizer_portable(folder)
+    make_portable(folder)
     write_json(folder / CARD, {**model.card, **base_card(model.base, folder)})
     if trained_rows(model):
         write_trained_rows(folder / TRAINED_ROWS, (), model)
@@ -97,11 +97,8 @@ def portable_config(config: dict[str, Any], base: ModelFolder) -> dict[str, Any]
     kept = {name: config[name] for name in _ALWAYS if name in config} | dict(_not_default(config))
     if kept.pop("use_rslora", False):
         kept |= _plain_scaling(kept)
-    pin = base.pin
-    if pin is not None and pin.kind == "hub":
-        named = {"base_model_name_or_path": pin.at, **({"revision": pin.version} if pin.version else {})}
-    else:
-        named = {"base_model_name_or_path": str(base.path.resolve())}
+    name, revision = name_for_peft(base)
+    named = {"base_model_name_or_path": name, **({"revision": revision} if revision else {})}
     return {**named, **{name: kept[name] for name in sorted(kept)}}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from os.path import isabs, relpath
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,21 @@ def base_card(base: ModelFolder, folder: Path) -> dict[str, Any]:
     return {"base": str(pin), "base_pin": pin.to_json(), "base_digest": base.digest()}
 
 
-def name_for_peft(card: dict[str, Any]) -> tuple[str, str | None]:
-    """Return the base and its revision for the configuration of an adapter.
+def name_for_peft(base: ModelFolder, adapter: Path | None = None) -> tuple[str, str | None]:
+    """Return the base of an adapter as other programs name it: a name on the hub and its revision, or a folder.
 
-    peft can open the base without tunesmith if it is on the hub or an absolute path.
+    The folder is absolute, since those programs start relative paths at the current folder. tunesmith itself opens the
+    base by the card, which finds it even after a move.
+
+    Args:
+        adapter: the folder of an adapter in a run. A base that the user named by a relative path is named relative to
+            it, so that a run can be moved together with its base and shows no paths of this machine.
     """
-    pin = Pin(**card["base_pin"]) if card.get("base_pin") else None
-    return (pin.at, pin.version) if pin is not None and pin.kind == "hub" else (str(card["base"]), None)
+    if base.pin is not None and base.pin.kind == "hub":
+        return base.pin.at, base.pin.version
+    if adapter is not None and (stored := _pin(base, adapter)).kind in ("folder", "run") and not isabs(stored.at):
+        return relpath(base.path.resolve(), adapter.resolve()), None
+    return str(base.path.resolve()), None
 
 
 def _pin(model: ModelFolder, folder: Path) -> Pin:

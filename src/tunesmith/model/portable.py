@@ -24,29 +24,22 @@ _SAMPLING = (
 
 
 def make_portable(folder: Path) -> None:
-    """Add the keys of other versions to a saved model and tokenizer, and leave out the base's sampling.
+    """Add the keys of other versions to a saved model or adapter with its tokenizer; leave out the base's sampling.
 
     Servers apply the sampling of `generation_config.json` to every request that has none, so they would answer
     otherwise than the evaluated model, which follows the recipe.
     """
-    config = read_json(folder / _CONFIG)
-    for section in (config, config.get("text_config")):
-        if isinstance(section, dict):
-            section |= dict(_older_keys(section))
-    write_json(folder / _CONFIG, config)
-    make_tokenizer_portable(folder)
+    if (folder / _CONFIG).exists():
+        config = read_json(folder / _CONFIG)
+        for section in (config, config.get("text_config")):
+            if isinstance(section, dict):
+                section |= dict(_older_keys(section))
+        write_json(folder / _CONFIG, config)
+    settings = read_json(folder / _TOKENIZER)
+    write_json(folder / _TOKENIZER, _older_tokenizer(settings, folder / "chat_template.jinja"))
     if (folder / _GENERATION).exists():
         generation = read_json(folder / _GENERATION)
         write_json(folder / _GENERATION, {key: value for key, value in generation.items() if key not in _SAMPLING})
-    mode = (folder / _CONFIG).stat().st_mode
-    for path in folder.glob("*.safetensors"):  # which only their owner can read
-        path.chmod(mode)
-
-
-def make_tokenizer_portable(folder: Path) -> None:
-    """Give a saved tokenizer the class, special tokens and chat template that version 4 reads."""
-    settings = read_json(folder / _TOKENIZER)
-    write_json(folder / _TOKENIZER, _older_tokenizer(settings, folder / "chat_template.jinja"))
 
 
 def _older_keys(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

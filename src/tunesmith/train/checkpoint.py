@@ -30,9 +30,10 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.data.trained_rows import TRAINED_ROWS
 from tunesmith.distributed.process_group import ProcessGroup
 from tunesmith.distributed.sharded_state import gather_full_state_dict, read_shards, write_shards
-from tunesmith.fetch.reference import CARD, name_for_peft
+from tunesmith.fetch.reference import CARD, ModelFolder, name_for_peft
 from tunesmith.model.adapters import restore_weights, save_model
 from tunesmith.model.dtensor import is_dtensor, shard_like_weight
+from tunesmith.model.portable import make_portable
 from tunesmith.model.trainable import trained_parameters
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.tokenizer import TokenizerAdapter
@@ -106,7 +107,12 @@ def is_training_sharded(model: Any) -> bool:
 
 
 def save_checkpoint(
-    run: RunDir, snapshot: Snapshot, tokenizer: TokenizerAdapter, card: dict[str, Any], group: ProcessGroup
+    run: RunDir,
+    snapshot: Snapshot,
+    tokenizer: TokenizerAdapter,
+    base: ModelFolder,
+    card: dict[str, Any],
+    group: ProcessGroup,
 ) -> None:
     """Write a checkpoint: model, tokenizer, card, optimizer and state.
 
@@ -116,21 +122,29 @@ def save_checkpoint(
     path = run.checkpoint(snapshot.state.step)
     if not snapshot.is_sharded:
         with new_folder(path, step=snapshot.state.step) as folder:
-            _write(run, snapshot, folder, tokenizer, card)
+            _write(run, snapshot, folder, tokenizer, base, card)
             save_file(snapshot.optimizer, folder / "optimizer.safetensors")
         return
     with ExitStack() as stack:
         stack.enter_context(translate_enospc(path))
         folder = group.run_on_rank0(lambda: stack.enter_context(new_folder(path, step=snapshot.state.step)))
-        group.run_on_rank0(lambda: _write(run, snapshot, folder, tokenizer, card))
+        group.run_on_rank0(lambda: _write(run, snapshot, folder, tokenizer, base, card))
         write_shards(snapshot.optimizer, folder / _SHARDS, group.channel)
         group.barrier()
 
 
-def _write(run: RunDir, snapshot: Snapshot, folder: Path, tokenizer: TokenizerAdapter, card: dict[str, Any]) -> None:
-    base, revision = name_for_peft(card)
-    save_model(snapshot.model, folder / "model", base=base, revision=revision, weights=snapshot.weights)
+def _write(
+    run: RunDir,
+    snapshot: Snapshot,
+    folder: Path,
+    tokenizer: TokenizerAdapter,
+    base: ModelFolder,
+    card: dict[str, Any],
+) -> None:
+    name, revision = name_for_peft(base, run.checkpoint(snapshot.state.step) / "model")
+    save_model(snapshot.model, folder / "model", base=name, revision=revision, weights=snapshot.weights)
     tokenizer.hf_tokenizer.save_pretrained(folder / "model")
+    make_portable(folder / "model")
     write_json(folder / "model" / CARD, {**card, "step": snapshot.state.step})
     if (rows := run.stage("prepare") / TRAINED_ROWS).exists():
         shutil.copyfile(rows, folder / "model" / TRAINED_ROWS)

@@ -72,7 +72,7 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
             restore(run, state, setup.model, optimizer)
     if state.step:
         log(f"resuming from step {state.step} of {setup.plan.total_steps}")
-    training = TrainingRun(run, setup, optimizer, state, tokenizer, _card(recipe, run, base, stage_inputs))
+    training = TrainingRun(run, setup, optimizer, state, tokenizer, base, _card(recipe, run, base, stage_inputs))
     try:
         # Only from here on: a process killed while it loads has not attempted a step.
         with (
@@ -111,12 +111,13 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     state: State
     tokenizer: TokenizerAdapter
+    base: ModelFolder
     card: dict[str, Any]
 
     def __post_init__(self) -> None:
         self._first_state, self._update_seconds = self.state, 0.0
         self._log_lock = threading.Lock()  # the resource monitor logs from its thread
-        self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.tokenizer, self.card)
+        self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.tokenizer, self.base, self.card)
         rows = valid_rows(self.run)
         self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
 

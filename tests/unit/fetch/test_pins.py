@@ -229,11 +229,22 @@ def test_only_the_weight_files_that_are_read_are_in_the_digest(tmp_path: Path) -
     assert [path.name for path in model_files(base)][1:] == ["model-1.safetensors", "model.safetensors.index.json"]
 
 
-def test_name_for_peft_is_one_that_peft_can_open() -> None:
-    hub = Pin("hub", "org/name", "0" * 40)
-    assert name_for_peft({"base": str(hub), "base_pin": hub.to_json()}) == ("org/name", "0" * 40)
-    registry = Pin("registry", "loop@3")
-    assert name_for_peft({"base": str(registry), "base_pin": registry.to_json()}) == ("loop@3", None)
+@pytest.mark.parametrize(
+    "pin", [Pin("registry", "loop@3"), Pin("pypi", "x"), Pin("run", "r", "7"), Pin("gguf", "m.gguf")]
+)
+def test_peft_gets_a_name_on_the_hub_or_a_folder(tmp_path: Path, pin: Pin) -> None:
+    hub = ModelFolder("a", tmp_path / "snapshot", pin=Pin("hub", "org/name", "0" * 40))
+    assert name_for_peft(hub) == ("org/name", "0" * 40)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert name_for_peft(ModelFolder("a", tmp_path / "link", pin=pin)) == (str(tmp_path / "real"), None)
+    assert name_for_peft(ModelFolder("a", Path("relative"))) == (str(tmp_path / "relative"), None)
+
+
+def test_a_relative_base_of_a_run_stays_relative_for_peft(tmp_path: Path) -> None:
+    base, adapter = model(tmp_path / "models" / "m"), tmp_path / "runs" / "r" / "model"
+    assert name_for_peft(resolve("models/m"), adapter) == ("../../../models/m", None)
+    assert name_for_peft(resolve(str(base)), adapter) == (str(base), None)
+    assert name_for_peft(resolve("models/m")) == (str(base), None)
 
 
 def test_a_path_is_stored_as_it_was_typed(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.earlier_versions import without
 from tests.support.errors import raises
+from tests.support.tiny import CHATML
 from tests.unit.train.conftest import (
+    BOTH,
     Job,
     MakeJob,
     assert_same_result,
@@ -21,6 +24,9 @@ from tests.unit.train.conftest import (
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile, Interrupted, RecipeError
 from tunesmith.core.files import check_folder, digest_of, read_json, seal_folder, write_json
+from tunesmith.fetch.reference import resolve
+from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.tokenizer_files import load_plain_tokenizer
 from tunesmith.train import loop
 from tunesmith.train.checkpoint import State, latest_state
 from tunesmith.train.inputs import inputs
@@ -40,6 +46,28 @@ def test_damaged_checkpoint_is_reported_and_skipped(
     stopped.train()
     assert "step-000004" in capsys.readouterr().err
     assert_same_result(finished_job(keep_checkpoints=3), stopped)
+
+
+@BOTH
+def test_other_programs_open_a_checkpoint(base: Path, finished_job: MakeJob, tuning: dict[str, Any]) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    folder = finished_job(tuning).run.checkpoint(6) / "model"
+    settings = read_json(folder / "tokenizer_config.json")
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["chat_template"] == CHATML
+    if tuning["method"] == "full":
+        config = read_json(folder / "config.json")
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+        assert config["torch_dtype"] == config["dtype"]
+        assert AutoModelForCausalLM.from_pretrained(folder).config.rope_parameters == config["rope_parameters"]
+        assert load_plain_tokenizer(folder) is not None
+    else:
+        assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == str(base)
+        assert AutoPeftModelForCausalLM.from_pretrained(folder).peft_config["default"].r == tuning["rank"]
+    # Models of equal tokenizers are compared by likelihood.
+    assert load_tokenizer(resolve(str(folder))).digest == load_tokenizer(resolve(str(base))).digest
 
 
 def test_training_does_not_start_over_if_all_checkpoints_are_damaged(stopped: Job) -> None:
