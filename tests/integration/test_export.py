@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.support.cases import Command
 from tests.support.errors import raises
+from tests.support.fake_hub import fake_hub
 from tests.support.tiny import recipe, save_model, tree
 
 from tunesmith import export_model, open_chatter, run_recipe
@@ -181,6 +182,33 @@ def test_a_gguf_file_and_an_adapter_as_gguf_are_proved_by_llama_cpp(trained: Pat
         assert exported.proof.passed
         assert exported.proof.engine.startswith("llama.cpp")
     assert sum(whole.files.values()) > 2 * sum(alone.files.values())
+
+
+def test_the_finished_folder_is_uploaded_and_a_repeated_command_uploads_what_failed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    settings: dict[str, Any] = {"to": "hub", "repo": "org/tiny"}
+    with raises(RecipeError, "missing-key", where="--repo"):
+        export_model(reference(trained), tmp_path / "out", to="hub")
+    with raises(RecipeError, "adapter-unsupported", "org/tiny"):  # its base is a folder, which no reader has
+        export_model(reference(trained), tmp_path / "out", to="adapter", repo="org/tiny", dry_run=True)
+    assert export_model(reference(trained), tmp_path / "out", dry_run=True, **settings).url is None
+    before = tree(tmp_path / "out")
+    with fake_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        uploaded = export_model(reference(trained), tmp_path / "out", **settings)
+        assert uploaded.existed
+        assert uploaded.url
+        assert set(hub.repositories["org/tiny"].files) - {".gitattributes"} == set(before)
+    assert tree(tmp_path / "out") == before
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "org/tiny" in card
+    assert str(tmp_path) not in card
 
 
 def test_gguf_types_that_need_another_program_are_refused_without_it(trained: Path, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["merged", "adapter", "gguf"],
-        Parameter(help="Format: a transformers folder, a PEFT adapter, or a GGUF file."),
+        Literal["merged", "adapter", "gguf", "hub"],
+        Parameter(
+            help="Format: a transformers folder, a PEFT adapter or a GGUF file. hub: an adapter if its base is there, "
+            "else merged; needs --repo."
+        ),
     ],
     out: Annotated[Path, Parameter(help="Folder to create.")],
     type: Annotated[
@@ -32,6 +35,10 @@ def export(
     quantize_with: Annotated[
         str | None, Parameter(help="Path of llama.cpp's llama-quantize, which writes K-quants such as q4_k_m.")
     ] = None,
+    repo: Annotated[
+        str | None, Parameter(help="Repository on the hub, ORG/NAME, to upload the folder to; private if it is new.")
+    ] = None,
+    dry_run: Annotated[Flag, Parameter(help="With --repo: write the folder and upload nothing.")] = False,
     force: Annotated[Flag, Parameter(help="Publish it even if its proof fails. Requires --reason.")] = False,
     reason: Annotated[str | None, Parameter(help="Why; the export's manifest keeps it.")] = None,
     skip_proof: Annotated[Flag, Parameter(help="Do not prove it at all. Requires --force.")] = False,
@@ -57,6 +64,8 @@ def export(
             readers=readers,
             adapter_only=adapter_only,
             quantize_with=quantize_with,
+            repo=repo,
+            dry_run=dry_run,
             force=force,
             reason=reason,
             skip_proof=skip_proof,
@@ -65,4 +74,4 @@ def export(
         result = {"folder": None, "proof": refused.proof.to_json()}
         print_result(result, as_json, proof_text(refused.proof), refused)
         return
-    print_result(exported.to_json(), as_json, lambda: describe_export(exported))
+    print_result(exported.to_json(), as_json, lambda: describe_export(exported, repo))

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from peft import LoraConfig
@@ -44,6 +43,9 @@ def check(model: ModelFolder, options: Options) -> None:
         raise RecipeError(message, where=where, hint=merge, code="not-an-adapter")
     if model.base.base is not None:
         message = "is an adapter on another adapter, which no program loads as one"
+        raise RecipeError(message, where=where, hint=merge, code="adapter-unsupported")
+    if options.repo is not None and (model.base.pin is None or model.base.pin.kind != "hub"):
+        message = f"its base `{model.base.reference}` is not on the hub, where readers of {options.repo} would look"
         raise RecipeError(message, where=where, hint=merge, code="adapter-unsupported")
     strict = [reader for reader in options.readers or READERS if reader != "peft"]
     config = read_json(model.path / _CONFIG)
@@ -80,13 +82,6 @@ def require_engine() -> None:
 def open_engine(model: ModelFolder, folder: Path, options: Options) -> AbstractContextManager[Engine]:
     """Open the adapter on its base as a user of peft does."""
     return closing(TransformersFolder(folder))
-
-
-def usage(folder: Path) -> str:
-    """Return a command that serves the base with the adapter."""
-    config = read_json(folder / _CONFIG)
-    base, rank = quote(config["base_model_name_or_path"]), config["r"]
-    return f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {quote(f'{folder.name}={folder}')}"
 
 
 def portable_config(config: dict[str, Any], base: ModelFolder) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Also the stage `export`, which does so for each entry of a recipe.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import check_writable
 from tunesmith.estimate.disk import free_gib
-from tunesmith.export.formats import Options, format_of
+from tunesmith.export.card import write_card
+from tunesmith.export.formats import HUB, Options, format_of
+from tunesmith.export.hub import check_repository, publish
 from tunesmith.export.inputs import inputs
 from tunesmith.export.proving import ExportRefused, prove_export
 from tunesmith.export.requests import requests_of
@@ -42,6 +44,7 @@ class Exported:
         proof: the comparison of its answers with those of the model; None if nothing was compared.
         forced: why it was published without a proof that passed; None if the proof passed.
         existed: whether an earlier export of the same model with the same options was there already.
+        url: the address of its commit on the hub; None if it was not uploaded.
     """
 
     folder: Path
@@ -51,13 +54,14 @@ class Exported:
     proof: Proof | None = None
     forced: str | None = None
     existed: bool = False
+    url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the export as JSON."""
         return {
             "folder": str(self.folder), "to": self.to, "type": self.type, "files": self.files,
             "bytes": sum(self.files.values()), "proof": self.proof.to_json() if self.proof else None,
-            "forced": self.forced, "existed": self.existed,
+            "forced": self.forced, "existed": self.existed, "url": self.url,
         }  # fmt: skip
 
     @property
@@ -75,6 +79,8 @@ def export_model(
     readers: Sequence[str] | None = None,
     adapter_only: bool = False,
     quantize_with: str | None = None,
+    repo: str | None = None,
+    dry_run: bool = False,
     force: bool = False,
     reason: str | None = None,
     skip_proof: bool = False,
@@ -86,11 +92,13 @@ def export_model(
     Args:
         model: the model: `run:FOLDER`, `NAME@ALIAS`, or any other reference.
         out: the folder to create.
-        to: the format: `merged`, `adapter` or `gguf`.
+        to: the format: `merged`, `adapter` or `gguf`; `hub` is an adapter if its base is on the hub, else `merged`.
         type: the type of the weights, such as `f16`; default that of the model, for `gguf` f16.
         readers: the programs that an adapter must work in: `peft`, `vllm`, `llama.cpp`; default all.
         adapter_only: write only the adapter as a GGUF file, for llama.cpp to load on top of its base.
         quantize_with: the path of llama.cpp's llama-quantize, which writes K-quants such as `q4_k_m`.
+        repo: a repository on the hub, `ORG/NAME`, to which the finished folder is uploaded; private if it is new.
+        dry_run: upload nothing.
         force: publish it even if the proof fails or is not possible; needs a reason.
         reason: why; the proof keeps it.
         skip_proof: do not prove it at all; needs `force`.
@@ -98,16 +106,31 @@ def export_model(
     Raises:
         RecipeError: the model does not exist, the format cannot hold it, an option is wrong, or `out` exists.
         NotProved: its answers are not those of the model; nothing was published.
+        TunesmithError: the hub cannot be reached; the folder is finished, and the same call uploads it.
         DoesNotFit: the disk or the memory is too small.
     """
-    options = Options(type, tuple(readers) if readers else None, adapter_only, quantize_with)
+    options = Options(
+        type=type,
+        readers=tuple(readers) if readers else None,
+        repo=repo,
+        adapter_only=adapter_only,
+        quantize_with=quantize_with,
+    )
     check_reason(force=force, reason=reason)
     if skip_proof and not force:
         hint = 'add --force --reason "..."; the export keeps the reason'
         raise RecipeError("--skip-proof needs --force", hint=hint, code="force-reason")
-    format_of(to, options)
+    if (to == HUB or dry_run) and repo is None:
+        raise RecipeError("needs the name of a repository", where="--repo", hint="use ORG/NAME", code="missing-key")
+    if to != HUB:
+        format_of(to, options)
     check_writable(Path(out).absolute().parent, hint=_OTHER_HINT)
-    return export_resolved(resolve(model), Path(out), to, options, reason=reason, skip_proof=skip_proof)
+    resolved = resolve(model)
+    to = _hub_format(resolved) if to == HUB else to
+    if repo is not None and not dry_run:
+        check_repository(repo)
+    exported = export_resolved(resolved, Path(out), to, options, reason=reason, skip_proof=skip_proof)
+    return exported if dry_run else upload(exported, repo)
 
 
 def export(recipe: Recipe, run: RunDir) -> None:
@@ -121,7 +144,10 @@ def export(recipe: Recipe, run: RunDir) -> None:
     for request in requests_of(recipe, run):
         interrupt.check()
         try:
-            exported = export_resolved(tuned, request.folder, request.to, request.options, replace=request.is_in_run)
+            exported = export_resolved(
+                tuned, request.folder, request.to, request.options, replace_other=request.is_in_run
+            )
+            exported = upload(exported, request.options.repo)
         except ExportRefused as error:
             log("\n".join([f"export: {request.folder} is not published", *proof_lines(error.proof)]))
             refused = refused or error
@@ -145,14 +171,14 @@ def export_resolved(
     *,
     reason: str | None = None,
     skip_proof: bool = False,
-    replace: bool = False,
+    replace_other: bool = False,
 ) -> Exported:
     """Export an opened model, as `export_model` does.
 
     Args:
         reason: why to publish it without a proof that passed; None to require one.
         skip_proof: do not prove it; needs a reason.
-        replace: replace another export in the folder.
+        replace_other: replace another export in the folder.
     """
     module = format_of(to, options).load()
     module.check(model, options)
@@ -163,7 +189,7 @@ def export_resolved(
         if is_export_of(folder, facts):
             log(f"export: {folder} is there already")
             return _read(folder, existed=True)
-        if not replace:
+        if not replace_other:
             raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
     _check_disk(folder, module.bytes_needed(model, options))
     log(f"export: writing {folder}")
@@ -172,8 +198,23 @@ def export_resolved(
         proof = None if skip_proof else prove_export(module, model, new, facts["type"], options, reason)
         if proof is not None:
             write_proof(proof, new)
+        write_card(new, model, to=to, path=options.repo or folder.name, adapter_only=options.adapter_only, proof=proof)
         facts["forced"] = None if proof and proof.passed else reason
     return _read(folder, existed=False)
+
+
+def upload(exported: Exported, repo: str | None) -> Exported:
+    """Upload an export to a repository on the hub, if there is one, and return the export with its address."""
+    if repo is None:
+        return exported
+    message = f"Upload {exported.to} {exported.type}, {exported.outcome} by tunesmith"
+    return replace(exported, url=publish(exported.folder, repo, message=message).url)
+
+
+def _hub_format(model: ModelFolder) -> str:
+    """Return the format for the hub: an adapter if readers can fetch its base there, else the whole model."""
+    base = model.base
+    return "adapter" if base is not None and base.pin is not None and base.pin.kind == "hub" else "merged"
 
 
 def is_export_of(folder: Path, facts: dict[str, Any]) -> bool:

@@ -19,8 +19,8 @@ class Format:
     Attributes:
         name: its name on the command line.
         title: its contents.
-        module: has the functions of the format: `check`, `require_engine`, `bytes_needed`, `build`, `open_engine` and
-            `usage`. It is imported when it is used.
+        module: has its functions `check`, `require_engine`, `bytes_needed`, `build` and `open_engine`; imported when it
+            is used.
         types: the types of its weights; empty if it stores those of the model.
         options: the options that have an effect, in addition to `type`.
     """
@@ -46,7 +46,11 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+HUB = "hub"
+"""The name for an adapter if its base is on the hub, else for a merged model, in a repository of the hub."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How to export a model; each format uses some of the options.
 
@@ -54,17 +58,20 @@ class Options:
         type: the type of the weights; None for that of the model.
         readers: the programs that an adapter must work in; None for all.
         adapter_only: write the adapter of a `gguf` export without its base.
+        repo: the repository on the hub to upload the folder to; None to upload nothing.
         quantize_with: the path of llama-quantize, for types that the package `gguf` cannot write.
     """
 
     type: str | None = None
     readers: tuple[str, ...] | None = None
+    repo: str | None = None
     adapter_only: bool = False
     quantize_with: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options that are set, as JSON."""
+        """Return the options that are set, as JSON; of the program only its name, because exports are published."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["quantize_with"] = self.quantize_with and Path(self.quantize_with).name
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
 
 
@@ -78,7 +85,7 @@ def format_of(name: str, options: Options) -> Format:
         hint = f"use {', '.join(row.types)}" if row.types else "leave --type out"
         raise RecipeError(f"`{name}` has no type `{options.type}`", where="--type", hint=hint, code="wrong-value")
     for option in options.to_json():
-        if option not in ("type", *row.options):
+        if option not in ("type", "repo", *row.options):
             message = f"the option `{option}` has no effect on the format `{name}`"
             raise RecipeError(message, where=option_flag(option), hint="leave it out", code="no-effect")
     if unknown := sorted(set(options.readers or ()) - set(READERS)):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from shlex import quote
 
 from tunesmith.architecture.weight_headers import tensor_shapes
 from tunesmith.core.errors import RecipeError
@@ -15,6 +14,7 @@ from tunesmith.engines.base import Engine
 from tunesmith.engines.llama_cpp import llama_cpp_version, start_llama_cpp
 from tunesmith.export import adapter, merged
 from tunesmith.export.formats import Options, file_stem
+from tunesmith.export.modelfile import write_modelfile
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.gguf.architectures import find_architecture, read_model_config
 from tunesmith.gguf.lora import LORA_TYPES, write_lora_gguf
@@ -58,6 +58,7 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
     kind, out = _type(options), folder / _file_name(model, options)
     if options.adapter_only:
         write_lora_gguf(model, out, type=kind)
+        _write_modelfile(model, folder, _base_file(model), adapter_file=out.name)
         return kind
     with _plain_folder(model, folder) as plain:
         if options.quantize_with:
@@ -66,6 +67,7 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
             warnings = write_gguf(plain, out, type=kind)
     for warning in warnings:
         log(f"warning: {warning}")
+    _write_modelfile(model, folder, out.name)
     return kind
 
 
@@ -88,10 +90,18 @@ def open_engine(model: ModelFolder, folder: Path, options: Options) -> Iterator[
         base.unlink(missing_ok=True)
 
 
-def usage(folder: Path) -> str:
-    """Return a command that serves the file."""
-    file = next(folder.glob("*.gguf"))
-    return f"llama-server {'--lora' if file.stem.endswith('-lora') else '-m'} {quote(str(file))} --jinja"
+def _write_modelfile(model: ModelFolder, folder: Path, file: str, adapter_file: str | None = None) -> None:
+    """Write Ollama's Modelfile, unless Ollama's format cannot express the model's prompt."""
+    try:
+        write_modelfile(folder, model, file=file, adapter=adapter_file)
+    except RecipeError as error:
+        log(f"warning: no Modelfile for Ollama: {error}")
+
+
+def _base_file(model: ModelFolder) -> str:
+    """Return the name of the base's own GGUF file, or the one that its users have to write."""
+    pin = model.root.pin
+    return Path(pin.at).name if pin is not None and pin.kind == "gguf" else "BASE.gguf"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager, closing
 from math import prod
 from pathlib import Path
-from shlex import quote
 
 import torch
 
@@ -42,8 +41,3 @@ def require_engine() -> None:
 def open_engine(model: ModelFolder, folder: Path, options: Options) -> AbstractContextManager[Engine]:
     """Open the folder as a user of transformers does."""
     return closing(TransformersFolder(folder))
-
-
-def usage(folder: Path) -> str:
-    """Return a command that serves the model."""
-    return f"vllm serve {quote(str(folder))} --generation-config vllm"

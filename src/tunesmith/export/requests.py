@@ -57,7 +57,9 @@ def check_requests(recipe: Recipe, run: RunDir) -> None:
 
 def _options(export: Export) -> Options:
     if isinstance(export, MergedExport):
-        return Options(type=export.type)
+        return Options(type=export.type, repo=export.repo)
     if isinstance(export, GgufExport):
-        return Options(export.type, None, export.adapter_only, export.quantize_with)
-    return Options(readers=None if export.readers == READERS else export.readers)
+        return Options(
+            type=export.type, repo=export.repo, adapter_only=export.adapter_only, quantize_with=export.quantize_with
+        )
+    return Options(readers=None if export.readers == READERS else export.readers, repo=export.repo)

@@ -28,6 +28,12 @@ class ExportBase(Section):
         None, description="Folder to create, relative to the recipe; default `export/FORMAT-TYPE` in the run's folder."
     )
 
+    repo: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Repository on the hub to which the folder is uploaded; private if it is new.",
+    )
+
     @property
     def folder_name(self) -> str:
         """The name of the default folder."""

@@ -24,8 +24,8 @@ def test_the_recipe_has_every_format_and_every_type() -> None:
     ("to", "options", "code"),
     [
         ("onnx", Options(), "wrong-value"),
-        ("merged", Options("q8_0"), "wrong-value"),
-        ("adapter", Options("f16"), "wrong-value"),
+        ("merged", Options(type="q8_0"), "wrong-value"),
+        ("adapter", Options(type="f16"), "wrong-value"),
         ("adapter", Options(readers=("ollama",)), "wrong-value"),
         ("merged", Options(readers=("peft",)), "no-effect"),
         ("merged", Options(adapter_only=True), "no-effect"),
