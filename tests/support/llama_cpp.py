@@ -58,8 +58,11 @@ class LlamaCpp:
         return ids
 
     def prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Return the ids of the prompt of a conversation, by the file's own chat template."""
-        return self.encode(self.ask("/apply-template", messages=messages)["prompt"], special=True)
+        """Return the ids of the prompt of a conversation, by the file's own chat template.
+
+        The server leaves out a first token of the template that it adds to every text anyway.
+        """
+        return self.encode(self.ask("/apply-template", messages=messages)["prompt"], special=True, whole=True)
 
     def next_scores(self, prompt: list[int]) -> dict[int, float]:
         """Return the log-probability of every token after a prompt.

@@ -1,13 +1,16 @@
 """The types of a GGUF file's tensors: which tensor gets which, and the bytes of its values."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quantize
 
 from tunesmith.core.errors import RecipeError
+
+if TYPE_CHECKING:  # the table of types is read without torch, to check options quickly
+    import torch
 
 _Q = GGMLQuantizationType
 
@@ -61,7 +64,7 @@ def tensor_type(name: str, shape: tuple[int, ...], file_type: GgufType) -> GGMLQ
     return wanted if shape[-1] % block == 0 else _Q.F16
 
 
-def encode_rows(rows: torch.Tensor, kind: GGMLQuantizationType, *, where: str) -> np.ndarray:
+def encode_rows(rows: "torch.Tensor", kind: GGMLQuantizationType, *, where: str) -> np.ndarray:
     """Return fp32 rows [n, width] or [n] in a type.
 
     Raises:

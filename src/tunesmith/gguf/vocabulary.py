@@ -21,6 +21,8 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _SPACE = "\u2581"  # what SentencePiece writes for a blank
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+# Pre-tokenizers whose classes of letters llama.cpp approximates.
+_SIMPLIFIED = ("gpt-4o", "tekken")
 _UNREACHABLE = -1e9  # the score of a token that no merge makes
 _HINT = "use `--to merged`, which any program that reads transformers models can open"
 
@@ -45,10 +47,9 @@ def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     transformers_tokenizer = tokenizer.hf_tokenizer
     backend = transformers_tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
-    texts = {token_id: text for text, token_id in backend.get_vocab(with_added_tokens=True).items()}
     where = str(folder / "tokenizer.json")
-    if max(texts) >= rows:
-        message = f"the tokenizer has the token {max(texts)}, but the embedding has only {rows} rows"
+    if (last := max(backend.get_vocab(with_added_tokens=True).values())) >= rows:
+        message = f"the tokenizer has the token {last}, but the embedding has only {rows} rows"
         hint = "the tokenizer belongs to another model, or has tokens that were never trained"
         raise RecipeError(message, where=where, hint=hint, code="vocabulary-mismatch")
     if state["model"]["type"] != "BPE":
@@ -56,18 +57,15 @@ def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
         raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
     describe = _sentencepiece if state["model"].get("byte_fallback") else _byte_level
     model, warnings = describe(backend, state, has_template=tokenizer.has_chat_template, where=where)
-    added = {token["id"]: token for token in state["added_tokens"]}
     is_pieces = model["tokenizer.ggml.model"] == "llama"
-    tokens = [_token_text(i, texts, added, is_pieces=is_pieces) for i in range(rows)]
+    tokens, types = _read_tokens(backend, state, rows, transformers_tokenizer.unk_token_id if is_pieces else None)
     _refuse_duplicates(tokens, where)
-    unknown = transformers_tokenizer.unk_token_id
-    types = [int(_token_type(i, texts, added, unknown if is_pieces else None)) for i in range(rows)]
     metadata = {**model, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     if is_pieces:
         scores = _scores(state["model"]["merges"])
-        metadata["tokenizer.ggml.scores"] = [scores.get(texts.get(i, ""), _UNREACHABLE) for i in range(rows)]
+        metadata["tokenizer.ggml.scores"] = [scores.get(text, _UNREACHABLE) for text in tokens]
     special, more_warnings = _special_tokens(tokenizer, folder)
-    return Vocabulary(metadata | special, [*warnings, *_strip_warnings(added), *more_warnings])
+    return Vocabulary(metadata | special, [*warnings, *_strip_warnings(state), *more_warnings])
 
 
 def _byte_level(
@@ -84,7 +82,9 @@ def _byte_level(
         raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
-    return metadata, []
+    if name not in _SIMPLIFIED:
+        return metadata, []
+    return metadata, [f"llama.cpp splits letters with combining marks differently from this tokenizer (`{name}`)"]
 
 
 def _sentencepiece(
@@ -152,23 +152,36 @@ def _scores(merges: list[Any]) -> dict[str, float]:
     return scores
 
 
-def _token_text(token_id: int, texts: dict[int, str], added: dict[int, Any], *, is_pieces: bool) -> str:
-    """Return a token's text in the file. llama.cpp finds added tokens in the text as it is, with real blanks."""
-    text = texts.get(token_id, f"[PAD{token_id}]")
-    is_word = token_id in added and not added[token_id]["special"]
-    return text.replace(_SPACE, " ") if is_word and is_pieces else text
+def _read_tokens(backend: Any, state: dict[str, Any], rows: int, unknown: int | None) -> tuple[list[str], list[int]]:
+    """Return the text and the type of each token.
 
+    llama.cpp finds control tokens (in text that may contain them) and user-defined tokens before it splits a text.
 
-def _token_type(token_id: int, texts: dict[int, str], added: dict[int, Any], unknown: int | None) -> TokenType:
-    if token_id not in texts:
-        return TokenType.UNUSED
-    if token_id == unknown:
-        return TokenType.UNKNOWN
-    if token_id in added:
-        return TokenType.CONTROL if added[token_id]["special"] else TokenType.USER_DEFINED
-    if unknown is not None and texts[token_id] in _BYTES:
-        return TokenType.BYTE
-    return TokenType.NORMAL
+    Args:
+        unknown: the token for unknown characters of a SentencePiece vocabulary; None for byte-level BPE.
+    """
+    texts = {token_id: text for text, token_id in backend.get_vocab(with_added_tokens=True).items()}
+    added = {token["id"]: token for token in state["added_tokens"]}
+    tokens, types = [], []
+    for token_id in range(rows):
+        text, kind = texts.get(token_id), TokenType.NORMAL
+        if text is None:
+            text, kind = f"[PAD{token_id}]", TokenType.UNUSED
+        elif token_id == unknown:
+            kind = TokenType.UNKNOWN
+        elif token_id in added and added[token_id]["special"]:
+            kind = TokenType.CONTROL
+        elif token_id in added and (unknown is None or _SPACE not in text):
+            kind = TokenType.USER_DEFINED
+        elif token_id in added and added[token_id]["normalized"]:
+            text, kind = text.replace(_SPACE, " "), TokenType.USER_DEFINED
+        elif unknown is not None and text in _BYTES:
+            kind = TokenType.BYTE
+        # What is left of added tokens are blanks of a SentencePiece vocabulary, which only merges make: an added token
+        # that is not normalized is compared with the text before blanks are replaced.
+        tokens.append(text)
+        types.append(int(kind))
+    return tokens, types
 
 
 def _refuse_duplicates(tokens: list[str], where: str) -> None:
@@ -179,8 +192,8 @@ def _refuse_duplicates(tokens: list[str], where: str) -> None:
         raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
 
 
-def _strip_warnings(added: dict[int, Any]) -> Iterator[str]:
-    names = [token["content"] for token in added.values() if token["lstrip"] or token["rstrip"]]
+def _strip_warnings(state: dict[str, Any]) -> Iterator[str]:
+    names = [token["content"] for token in state["added_tokens"] if token["lstrip"] or token["rstrip"]]
     if names:
         yield f"llama.cpp keeps the blanks next to {', '.join(names[:5])}, which this tokenizer removes"
 
