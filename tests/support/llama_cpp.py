@@ -1,4 +1,4 @@
-"""Ask llama.cpp, in this process, what a GGUF file computes."""
+"""Run GGUF files with llama.cpp, in this process."""
 
 import json
 import urllib.request

@@ -1,4 +1,4 @@
-"""The architectures that can be written, and what llama.cpp expects of each.
+"""The architectures that can be written, and how llama.cpp computes each of them.
 
 Facts are those of llama.cpp: src/models/*.cpp (which keys and tensors an architecture reads, and how it computes) and
 src/llama-model.cpp (the keys that all read). `tests/integration/test_gguf_parity.py` compares each with transformers.
@@ -61,7 +61,7 @@ class Architecture:
         scalings: the types of RoPE scaling that it computes; empty for an architecture without RoPE.
         row_order: the order of a tensor's rows in the file.
         transposed: the modules whose weights transformers stores as [in, out].
-        norm_offset: what is added to the weights of norms.
+        norm_offset: a number that is added to the weights of norms.
         windows: whether it has layers with a sliding window; otherwise the context is limited to the window.
         output: whether an output layer apart from the embedding is `needed`, `optional`, or `never` read.
         scales_by_head: whether it scales attention by the head's size only, and has no key for another scale.

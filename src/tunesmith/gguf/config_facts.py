@@ -1,4 +1,4 @@
-"""What follows from several settings of a transformers configuration."""
+"""Properties of a model that follow from several settings of its transformers configuration."""
 
 from typing import Any
 

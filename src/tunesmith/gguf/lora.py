@@ -30,7 +30,7 @@ LORA_TYPES = ("f32", "f16", "bf16")
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Settings of peft that change what is computed, and that llama.cpp does not know. The value is what they mean.
+# Settings of peft that change the computation and that llama.cpp does not know, each with its meaning.
 _UNKNOWN_TO_LLAMA_CPP = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with a bias",

@@ -24,7 +24,7 @@ def write_quantized_gguf(
 ) -> list[str]:
     """Write a model as `write_gguf` does, in a type of `K_TYPES`, and return warnings.
 
-    The model is first written without loss to a temporary file beside `out`, of 2 or 4 bytes a parameter.
+    The model is first written without loss to a temporary file in the folder of `out`, of 2 or 4 bytes a parameter.
 
     Args:
         program: the path of `llama-quantize`, or its name on the PATH.

@@ -1,7 +1,7 @@
 """A tokenizer as metadata of a GGUF file, such that llama.cpp gives the same ids.
 
 Facts are those of llama.cpp's src/llama-vocab.cpp: byte-level BPE is its model `gpt2`, and BPE with byte tokens, which
-SentencePiece trains, its model `llama`. What a file cannot express is refused or a warning.
+SentencePiece trains, its model `llama`. If a file cannot express a tokenizer, it is refused, or there is a warning.
 """
 
 import json
@@ -19,7 +19,7 @@ from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.template_text import TemplateReader
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-_SPACE = "\u2581"  # what SentencePiece writes for a blank
+_SPACE = "\u2581"  # SentencePiece's character for a blank
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # Pre-tokenizers whose classes of letters llama.cpp approximates.
 _SIMPLIFIED = ("gpt-4o", "tekken")
@@ -177,8 +177,8 @@ def _read_tokens(backend: Any, state: dict[str, Any], rows: int, unknown: int | 
             text, kind = text.replace(_SPACE, " "), TokenType.USER_DEFINED
         elif unknown is not None and text in _BYTES:
             kind = TokenType.BYTE
-        # What is left of added tokens are blanks of a SentencePiece vocabulary, which only merges make: an added token
-        # that is not normalized is compared with the text before blanks are replaced.
+        # All other added tokens are blanks of a SentencePiece vocabulary, which only merges make: an added token that
+        # is not normalized is compared with the text before its blanks are replaced.
         tokens.append(text)
         types.append(int(kind))
     return tokens, types
