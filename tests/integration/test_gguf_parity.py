@@ -35,6 +35,9 @@ _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, yarn": ("llama", {"rope_parameters": _YARN}),
     "llama, yarn, attention factor": ("llama", {"rope_parameters": {**_YARN, "attention_factor": 0.7}}),
     "qwen2, theta": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "qwen2, yarn": ("qwen2", {"rope_parameters": _YARN}),
+    "qwen3, linear": ("qwen3", {"rope_parameters": _LINEAR}),
+    "gemma2, linear": ("gemma2", {"rope_parameters": _LINEAR}),
     "gemma3_text, alternating": (
         "gemma3_text",
         {
@@ -47,6 +50,7 @@ _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3, short factors": ("phi3", {"rope_parameters": _LONG, "max_position_embeddings": 128}),
     "gpt2, wide": ("gpt2", {"n_inner": 96}),
+    "gpt_neox, linear": ("gpt_neox", {"rope_parameters": {**_LINEAR, "partial_rotary_factor": 0.5}}),
     "gpt_neox, sequential": ("gpt_neox", {"use_parallel_residual": False}),
     "gpt_neox, tied": ("gpt_neox", {"tie_word_embeddings": True}),
     "gpt_neox, all dimensions": (

@@ -87,22 +87,22 @@ class Architecture:
 
 _LLAMA = Architecture(
     MODEL_ARCH.LLAMA,
-    scalings=PLAIN_SCALINGS | {"llama3"},
+    scalings=PLAIN_SCALINGS | {"yarn", "llama3"},
     row_order=_rotary_pairs,
     attention_bias=(False, True),
 )
 ARCHITECTURES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": Architecture(MODEL_ARCH.QWEN2),
-    "qwen3": Architecture(MODEL_ARCH.QWEN3),
+    "qwen2": Architecture(MODEL_ARCH.QWEN2, scalings=PLAIN_SCALINGS | {"yarn"}),
+    "qwen3": Architecture(MODEL_ARCH.QWEN3, scalings=PLAIN_SCALINGS | {"yarn"}),
     "gemma2": Architecture(
         MODEL_ARCH.GEMMA2, activations=_GELU, norm_offset=1.0, windows=True, output="never", scales_by_head=True
     ),
     "gemma3_text": Architecture(
         MODEL_ARCH.GEMMA3, activations=_GELU, norm_offset=1.0, windows=True, scales_by_head=True
     ),
-    "phi3": Architecture(MODEL_ARCH.PHI3, scalings=PLAIN_SCALINGS | {"longrope"}),
+    "phi3": Architecture(MODEL_ARCH.PHI3, scalings=frozenset({"default", "longrope"})),
     "gpt2": Architecture(
         MODEL_ARCH.GPT2, activations=_GELU, scalings=frozenset(), transposed=("c_attn", "c_proj", "c_fc")
     ),

@@ -8,7 +8,7 @@ import torch
 from tunesmith.core.errors import RecipeError
 from tunesmith.gguf.config_facts import head_size
 
-PLAIN_SCALINGS = frozenset({"default", "linear", "yarn"})
+PLAIN_SCALINGS = frozenset({"default", "linear"})
 """The types of scaling that llama.cpp computes for every architecture with RoPE."""
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"

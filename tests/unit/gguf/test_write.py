@@ -19,6 +19,9 @@ from tunesmith.gguf.architectures import ARCHITECTURES
 from tunesmith.gguf.tensor_types import GGUF_TYPES
 from tunesmith.gguf.write import write_gguf
 
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LLAMA3 = {**_YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -144,6 +147,9 @@ def test_unknown_architectures(kind: str, tmp_path: Path) -> None:
     [
         ("llama", {"hidden_act": "gelu"}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}),
+        ("qwen2", {"rope_parameters": _LLAMA3}),
+        ("gpt_neox", {"rope_parameters": {**_YARN, "partial_rotary_factor": 0.5}}),
+        ("llama", {"rope_parameters": {**_YARN, "truncate": False}}),
         ("qwen3", {"attention_bias": True}),
         ("gemma2", {"query_pre_attn_scalar": 16}),
         ("gemma2", {"tie_word_embeddings": False}),
