@@ -59,9 +59,10 @@ _LATE: dict[str, tuple[str, ...]] = {
     "promote/mirror.py mirror": ("not before: the other registry did not answer after the version was stored",),
     "promote/promote.py check_promotion": ("command: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
+    "model/adapter_set.py AdapterSet._require_base": (_ADAPTERS,) * 3,
+    "model/adapter_set.py AdapterSet.add": (_ADAPTERS,) * 2,
     "model/adapter_set.py AdapterSet._require_known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
-    "model/adapter_set.py _common_base": (_ADAPTERS,) * 3,
     "model/adapters.py attach_adapter": (
         "not before: only for an adapter as the base, whose weights need torch",
         _DAMAGE, _DAMAGE, _DAMAGE,
@@ -91,7 +92,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/sampling.py draw": (_ASKING,),
     "inference/sampling.py check_generation_options": (_ASKING,),
     "inference/sampling.py require_option": (_ASKING,),
-    "inference/session.py Session.check": (_ARGUMENTS,) * 2,
+    "inference/session.py Session.check": (_ARGUMENTS,) * 3,
     "model/load.py _refuse_unused_layers": (
         "not before: the weights that an architecture reads are known when transformers has built it",
     ),

@@ -245,7 +245,6 @@ ERROR_CODES = {
     "trials-failed": "Trials of a sweep failed.",
     # serve
     "no-such-model": "The server has no model of this name.",
-    "not-servable": "The model cannot be served in this way; the message gives the reason.",
     "queue-full": "Too many requests are waiting for an answer of the server.",
     "deadline-exceeded": "A request to the server was not answered in its time.",
     "stopping": "The server is stopping and takes no new requests.",

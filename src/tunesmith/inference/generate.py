@@ -129,4 +129,5 @@ def _generate_padded(model: Any, rows: Sequence[Request], beams: int) -> Iterato
         if len(remaining) < len(rows):
             rows = [rows[place] for place in remaining]
             batch.select_rows(torch.tensor(remaining, device=batch.device, dtype=torch.long))
-        batch.append(torch.tensor([tokens[place] for place in remaining], device=batch.device, dtype=torch.long))
+        chosen = [tokens[place].id for place in remaining]
+        batch.append(torch.tensor(chosen, device=batch.device, dtype=torch.long))

@@ -42,14 +42,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         for tensor in self._tensors():
             tensor[target, :, :columns] = tensor[source, :, :columns]
 
-    def read_prefix(self, columns: int) -> list[torch.Tensor]:
-        """Return copies of the first columns of slot 0, to pass to `write_prefix`."""
-        return [tensor[0, :, :columns].clone() for tensor in self._tensors()]
+    def read_columns(self, slot: int, columns: int) -> list[torch.Tensor]:
+        """Return copies of the first columns of a slot, to pass to `write_columns`."""
+        return [tensor[slot, :, :columns].clone() for tensor in self._tensors()]
 
-    def write_prefix(self, rows: slice, prefix: list[torch.Tensor]) -> None:
-        """Write the columns from `read_prefix` to the beginning of some slots."""
-        for tensor, columns in zip(self._tensors(), prefix, strict=True):
-            tensor[rows, :, : columns.shape[1]] = columns
+    def write_columns(self, slot: int, columns: list[torch.Tensor]) -> None:
+        """Write the result of `read_columns` to the beginning of a slot."""
+        for tensor, values in zip(self._tensors(), columns, strict=bool(columns)):
+            tensor[slot, :, : values.shape[1]] = values
 
     @property
     def nbytes(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from tunesmith.core.progress import log
 from tunesmith.estimate.hardware import available_memory_gib
 from tunesmith.inference.decoding import has_full_attention
+from tunesmith.inference.request import Limits, Request
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import MASKABLE_ATTENTION
 from tunesmith.model.load import decoder_config
@@ -69,6 +70,12 @@ def slot_budget(model: Any, prompts: Sequence[Sequence[int]]) -> SlotBudget | No
     return None if isinstance(result, str) else SlotBudget(result, cache_bytes(model.device))
 
 
+def slots_unsupported_reason(model: Any) -> str | None:
+    """Return the reason why a model cannot generate in slots, if `slot_budget` has checked it; None if it can."""
+    result = _RESULTS.get(model)
+    return result if isinstance(result, str) else None
+
+
 def cache_bytes(device: torch.device) -> int:
     """Return the bytes that all slots may take on a device."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_gib() * 2**30
@@ -102,7 +109,7 @@ def _compare(model: Any, ids: list[int]) -> tuple[float, int]:
     """Return the difference between the logits of two steps in slots and alone, and the cached bytes per token."""
     long, short = ids[:_LONG], [*ids[:_PREFIX], *ids[_LONG:]]
     slots = Slots(model, slots=2, slot_tokens=_LONG, prefix=ids[:_PREFIX], strip_rows=1)
-    slots.admit([long[:-1], short[:-1]])
+    slots.admit([Request(i, row[:-1], Limits(2)) for i, row in enumerate((long, short))])
     steps = [slots.logits()]
     slots.append([long[-1], short[-1]])
     steps.append(slots.logits())

@@ -1,74 +1,143 @@
-"""A thread that owns a model and answers requests side by side; other threads submit them and get events."""
+"""A thread that owns a base with its adapters and answers requests side by side.
+
+Other threads submit requests and get events. Everything that touches the model happens in the worker's thread, between
+two forward passes: a new request, a cancellation, an adapter that is added or removed.
+"""
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Any
 
-from tunesmith.core.errors import RecipeError, TunesmithError
+from tunesmith.core.errors import DoesNotFit, NonFinite, TunesmithError
 from tunesmith.core.progress import log
+from tunesmith.estimate.hardware import PrecisionSetting
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.inference.request import Request
+from tunesmith.inference.prefix_cache import PrefixCache
+from tunesmith.inference.request import Answer, Request
 from tunesmith.inference.session import Session
-from tunesmith.inference.slot_check import slot_budget
-from tunesmith.model.adapters import open_model
-from tunesmith.model.load import ComputeConfig, max_positions
-from tunesmith.serve.work import DeadlineExceeded, Done, Event, Failed, OnEvent, QueueFull, Stopping, Token, Work
+from tunesmith.model.load import without_adapter
+from tunesmith.model.memory import free_memory, is_out_of_memory
+from tunesmith.serve.capacity import choose_capacity
+from tunesmith.serve.models import Models, ServedModel
+from tunesmith.serve.work import (
+    Capacity,
+    DeadlineExceeded,
+    Done,
+    Event,
+    Failed,
+    OnEvent,
+    PromptScored,
+    QueueFull,
+    Stats,
+    Stopping,
+    Work,
+)
 
-_MAX_SLOTS = 16
+# Seconds after running out of memory until more requests are answered at the same time again.
+_SECONDS_UNTIL_GROWTH = 60.0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has no answer yet."""
+    """A request that has no last event yet."""
 
     request: Request
     on_event: OnEvent
     deadline: float
+    has_scores: bool = False
 
 
 class Worker:
-    """The thread of one model. All methods can be called from any thread.
+    """The thread of one base. All methods can be called from any thread.
 
     Args:
-        name: the model's name in `Work.model`.
-        max_waiting: the number of requests that may wait besides those that are answered at the same time.
+        models: the models by name: adapters of one base, the base itself, or a single full model.
+        precision: the precision to compute in, as in a recipe.
+        cache_gib: the memory for keys and values; by default a quarter of the free memory, at most 8 GiB.
+        max_tokens: the maximum number of tokens of a prompt with its answer; by default the model's positions, or fewer
+            if memory is short.
+        max_slots: the maximum number of requests that are answered at the same time.
+        max_waiting: the number of requests that may wait.
 
     Raises:
-        RecipeError: the model cannot be opened, or cannot generate in slots.
+        RecipeError: the models have different bases, or one cannot be opened.
+        DoesNotFit: there is no memory for one request of `max_tokens`.
     """
 
-    def __init__(self, name: str, folder: ModelFolder, compute: ComputeConfig, *, max_waiting: int = 64) -> None:
-        self._name = name
-        self._model: Any = open_model(folder, compute).eval()
-        budget = slot_budget(self._model, [range(3, 40)])
-        if budget is None:
-            raise RecipeError(f"`{name}` cannot generate in slots", code="not-servable")
-        self.slot_tokens = max_positions(self._model)
-        self.slots = budget.max_slots(self.slot_tokens, _MAX_SLOTS)
-        self._max_open = self.slots + max_waiting
-        self._session = Session(self._model, slots=self.slots, slot_tokens=self.slot_tokens)
+    def __init__(
+        self,
+        models: Mapping[str, ModelFolder],
+        *,
+        precision: PrecisionSetting = "auto",
+        cache_gib: float | None = None,
+        max_tokens: int | None = None,
+        max_slots: int = 16,
+        max_waiting: int = 64,
+    ) -> None:
+        self._models = Models(models, precision)
+        self._model = without_adapter(self._models.adapters.model)
+        self.capacity: Capacity = choose_capacity(
+            self._model, cache_gib=cache_gib, max_tokens=max_tokens, max_slots=max_slots
+        )
+        self._prefixes = PrefixCache(self.capacity.prefix_bytes)
+        self._session = Session(
+            self._model,
+            slots=self._slots_of(self.capacity.slots),
+            slot_tokens=self.capacity.slot_tokens,
+            prefixes=self._prefixes,
+            adapters=self._models.adapters,
+            interleave=True,
+        )
+        self._max_open = self.capacity.slots + max_waiting
+        self._stats = Stats(slots=self.capacity.slots)
+        self._grow_at = float("inf")
         self._ids = count()
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._accepted = 0  # requests that have no last event yet
         self._is_draining = self._is_closed = False
         self._mail: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._open: dict[int, _Open] = {}
-        self._thread = threading.Thread(target=self._run, name=f"worker of {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names of the models."""
-        return (self._name,)
+        return self._models.names
+
+    def model(self, name: str) -> ServedModel:
+        """Return a model; raise RecipeError if there is none of this name."""
+        return self._models.require(name)
+
+    @property
+    def precision(self) -> str:
+        """The precision to compute in, such as `bf16`."""
+        return self._models.adapters.compute.precision
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def stats(self) -> Stats:
+        """The state and the counts at this moment."""
+        running = self._session.running
+        prefixes = self._prefixes
+        return replace(
+            self._stats,
+            running=running,
+            waiting=max(0, self._accepted - running),
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+            prefix_hit_tokens=prefixes.hit_tokens,
+            prefix_bytes=prefixes.nbytes,
+        )
 
     def submit(self, work: Work, on_event: OnEvent) -> int:
         """Add a request; return its id.
@@ -78,19 +147,27 @@ class Worker:
                 raises, the request is cancelled.
 
         Raises:
-            RecipeError: there is no such model, or the prompt is empty, too long or not in the vocabulary.
+            RecipeError: there is no such model; the prompt is empty, too long or not in the vocabulary; or the model
+                cannot do what is asked.
             QueueFull: too many requests are waiting.
             Stopping: the worker drains or is closed.
         """
-        if work.model not in self.models:
-            hint = f"use one of {', '.join(self.models)}"
-            raise RecipeError(f"there is no model `{work.model}`", hint=hint, code="no-such-model")
-        request = Request(next(self._ids), work.prompt, work.limits, work.sampling)
-        self._session.check(request)
         deadline = time.monotonic() + work.timeout_s if work.timeout_s is not None else float("inf")
-        with self._lock:
+        with self._lock:  # so that the model stays until the request is in the mail
             if self._is_draining or self._is_closed or not self.is_alive:
                 raise Stopping("the server is stopping")
+            request = Request(
+                next(self._ids),
+                work.prompt,
+                work.limits,
+                work.sampling,
+                work.decoder_prefix_ids,
+                adapter=self._models.require(work.model).adapter,
+                adjustment=work.adjustment,
+                top_scores=work.top_scores,
+                score_prompt=work.score_prompt,
+            )
+            self._session.check(request)
             if self._accepted >= self._max_open:
                 message = f"{self._accepted} requests are being answered or wait already"
                 raise QueueFull(message, hint="try again later")
@@ -102,14 +179,31 @@ class Worker:
         """Drop a request, which frees its slot before the next token; it gets no last event. Ignore unknown ids."""
         self._mail.put(lambda: self._drop(request))
 
+    def add(self, name: str, folder: ModelFolder) -> "Future[None]":
+        """Open another adapter of this base, and check it with a forward pass; requests can name it afterwards.
+
+        The result raises RecipeError if the name is in use or the model cannot be added here: another base or
+        quantization, or tokens that the opened model has no rows for. Such a model needs a worker of its own.
+        """
+        return self._call(lambda: self._models.add(name, folder))
+
+    def remove(self, name: str) -> "Future[None]":
+        """Take no new requests for a model. The result is set when its last request has ended and its memory is free.
+
+        Raises:
+            RecipeError: there is no model of this name.
+        """
+        removed: Future[None] = Future()
+        with self._lock:
+            model = self._models.withdraw(name)
+            self._mail.put(lambda: self._models.remove(model, removed))
+        return removed
+
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests, wait until the others are answered, and close; return whether all were answered."""
-        with self._lock:
+        with self._ended:
             self._is_draining = True
-        until = time.monotonic() + timeout_s
-        while self._accepted and self.is_alive and time.monotonic() < until:
-            time.sleep(0.01)
-        is_complete = not self._accepted
+            is_complete = self._ended.wait_for(lambda: not self._accepted or not self.is_alive, timeout_s)
         self.close()
         return is_complete
 
@@ -118,40 +212,66 @@ class Worker:
         with self._lock:
             self._is_closed = True
         self._mail.put(lambda: None)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _call(self, action: Callable[[], None]) -> "Future[None]":
+        """Do something in the worker's thread."""
+        result: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                action()
+            except Exception as error:
+                result.set_exception(error)
+            else:
+                result.set_result(None)
+
+        self._mail.put(run)
+        return result
 
     def _run(self) -> None:
-        while not self._is_closed:
+        try:
+            while not self._is_closed:
+                self._grow()
+                self._read_mail()
+                self._expire()
+                if self._session.busy:
+                    self._step()
+        finally:
+            self._is_closed = True
             self._read_mail()
-            self._expire()
-            if self._session.busy:
-                self._step()
-        for index in list(self._open):
-            self._fail(index, Stopping("the server stopped before the answer was complete"))
+            for index in list(self._open):
+                self._fail(index, Stopping("the server stopped before the answer was complete"))
 
     def _read_mail(self) -> None:
         """Carry out the calls of other threads; wait for one if there is nothing else to do."""
         try:
             while True:
                 self._mail.get(block=not self._session.busy and not self._is_closed)()
-                if self._is_closed:
-                    return
         except Empty:
             pass
 
     def _add(self, opened: _Open) -> None:
-        self._open[opened.request.index] = opened
-        self._session.add(opened.request)
+        request = opened.request
+        self._open[request.index] = opened
+        self._models.use(request.adapter)
+        self._stats.prompt_tokens += len(request.prompt)
+        self._session.add(request)
 
     def _drop(self, index: int) -> None:
         if index in self._open:
             self._session.cancel(index)
+            self._stats.cancelled += 1
             self._forget(index)
 
     def _forget(self, index: int) -> OnEvent:
         opened = self._open.pop(index)
-        with self._lock:
+        if (freed := self._models.leave(opened.request.adapter)) is not None:
+            self._prefixes.forget(freed)
+        with self._ended:
             self._accepted -= 1
+            self._ended.notify_all()
         return opened.on_event
 
     def _expire(self) -> None:
@@ -161,30 +281,85 @@ class Worker:
             self._fail(index, DeadlineExceeded("the request was not answered in its time"))
 
     def _step(self) -> None:
+        problem: Exception | None = None
         try:
+            self._stats.steps += 1
             tokens = self._session.step()
-        except Exception as error:  # the thread must go on
-            log(f"a step of the server failed: {type(error).__name__}: {error}")
-            for index in list(self._open):
-                self._fail(index, error)
-            self._session = Session(self._model, slots=self.slots, slot_tokens=self.slot_tokens)
+        except Exception as error:  # the thread must survive
+            problem = error.with_traceback(None)  # its frames hold the tensors of the failed pass
+        if problem is not None:
+            self._retry(problem)
             return
-        for index, token in tokens.items():
-            self._send(index, Token(token))
+        for index, token in tokens:
+            self._stats.new_tokens += 1
+            self._send(index, token)
         for answer in self._session.finished():
             if answer.index in self._open:
-                _call(self._forget(answer.index), Done(answer))
+                self._finish(answer)
+
+    def _finish(self, answer: Answer) -> None:
+        self._send_prompt_scores(answer.index)
+        if answer.error is not None:
+            self._fail(answer.index, NonFinite(answer.error))
+        elif answer.index in self._open:
+            self._stats.answered += 1
+            _deliver(self._forget(answer.index), Done(answer))
+
+    def _retry(self, error: Exception) -> None:
+        """Repeat a failed pass with half as many requests; fail a request whose pass fails for it alone.
+
+        So a request that makes its pass fail, or does not fit in memory, does not take others with it.
+        """
+        is_memory = is_out_of_memory(error)
+        slots = self._stats.slots
+        failed = self._session.recover(self._slots_of(max(1, slots // 2)))
+        if is_memory:
+            free_memory()
+        log(f"a pass with {len(failed)} requests failed: {type(error).__name__}: {error}")
+        if slots > 1:
+            self._stats.slots, self._stats.retries = slots // 2, self._stats.retries + 1
+            self._grow_at = time.monotonic() + _SECONDS_UNTIL_GROWTH
+            return
+        problem: Exception = error
+        if is_memory:
+            hint = "shorten the prompt, or lower the number of new tokens"
+            problem = DoesNotFit("out of memory while answering one request", hint=hint, code="out-of-memory")
+        for request in failed:
+            self._session.cancel(request.index)
+            self._fail(request.index, problem)
+        if not is_memory:
+            self._grow_at = time.monotonic()
+
+    def _grow(self) -> None:
+        """Answer as many requests at the same time as before an error, after a while or when there are none."""
+        full = self.capacity.slots
+        if self._stats.slots < full and (time.monotonic() >= self._grow_at or not self._session.busy):
+            self._stats.slots, self._grow_at = full, float("inf")
+            self._session.recover(self._slots_of(full))
+
+    def _slots_of(self, slots: int) -> int | None:
+        return None if self.capacity.one_at_a_time else slots
 
     def _send(self, index: int, event: Event) -> None:
-        if index in self._open and not _call(self._open[index].on_event, event):
+        self._send_prompt_scores(index)
+        if index in self._open and not _deliver(self._open[index].on_event, event):
             self._drop(index)
 
+    def _send_prompt_scores(self, index: int) -> None:
+        opened = self._open.get(index)
+        if opened and not opened.has_scores and (scores := opened.request.prompt_scores) is not None:
+            opened.has_scores = True
+            self._send(index, PromptScored(tuple(scores)))
+
     def _fail(self, index: int, error: Exception) -> None:
-        ours = error if isinstance(error, TunesmithError) else TunesmithError(str(error), code="unexpected")
-        _call(self._forget(index), Failed(ours))
+        if index not in self._open:
+            return
+        self._stats.failed += 1
+        known = error if isinstance(error, TunesmithError) else TunesmithError(f"{error}", code="unexpected")
+        _deliver(self._forget(index), Failed(known))
 
 
-def _call(on_event: OnEvent, event: Event) -> bool:
+def _deliver(on_event: OnEvent, event: Event) -> bool:
     """Pass an event to its receiver; return false if that failed."""
     try:
         on_event(event)

@@ -60,6 +60,12 @@ class Task(ABC):
     decoder_prefix_ids: tuple[int, ...] = ()
     """Token ids that the decoder of an encoder-decoder model starts from; empty if it starts from the prompt."""
 
+    answer_lead: str = ""
+    """Text that `decode_answer` removes from the beginning of an answer."""
+
+    removes_thoughts: bool = False
+    """Whether `decode_answer` removes thoughts, so that the end of an answer decides where its text begins."""
+
     @abstractmethod
     def parse(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         """Return the turns of a row; raise RowProblem."""

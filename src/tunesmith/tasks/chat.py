@@ -52,6 +52,7 @@ class ChatTask(Task):
         self._fixed_tools = self._read_fixed_tools()
         stops = [self._renderer.stop_id, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])]
         self.stop_ids = tuple(dict.fromkeys(stops))
+        self.answer_lead, self.removes_thoughts = self._renderer.plain_answer_prefix, bool(data.reasoning)
 
     def _refuse_unread_variables(self) -> None:
         """Raise RecipeError if the recipe sets a variable that the chat template never reads."""
@@ -240,7 +241,7 @@ class ChatTask(Task):
         return self._without_prefix(self._tokenizer.decode([i for i in ids if i not in self.stop_ids]))
 
     def _without_prefix(self, answer: str) -> str:
-        answer = answer.removeprefix(self._renderer.plain_answer_prefix)
+        answer = answer.removeprefix(self.answer_lead)
         if self._data.reasoning:
             answer = without_thought(answer, is_opened=self._renderer.opens_thought)
         return answer.strip()

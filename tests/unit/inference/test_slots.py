@@ -11,6 +11,7 @@ from tests.unit.inference.test_generate import LIMIT, ForwardPasses, frequent, o
 from tunesmith.inference import session, slot_check
 from tunesmith.inference.decode_attention import attend_in_strips, cut_strips
 from tunesmith.inference.generate import generate
+from tunesmith.inference.request import Limits, Request
 from tunesmith.inference.slot_check import SlotBudget, slot_budget
 from tunesmith.inference.slots import Slots
 from tunesmith.kernels.packed_attention import use_packed_attention
@@ -19,6 +20,10 @@ from tunesmith.recipe.tuning import LoraTuning
 
 IN_SLOTS = ("llama", "qwen2", "qwen3", "gemma", "gpt2", "phi", "phi3", "granite", "gpt_neox", "mixtral")
 MANY = 21  # more than two strips
+
+
+def requests(rows: list[list[int]]) -> list[Request]:
+    return [Request(i, row, Limits(10)) for i, row in enumerate(rows)]
 
 
 @pytest.fixture
@@ -170,7 +175,7 @@ def test_released_slots_are_filled_by_other_rows(opened: Opened) -> None:
     model, rows = opened("llama"), prompts(5)
     alone = Slots(model, slots=5, slot_tokens=30)
     with torch.inference_mode():
-        alone.admit(rows)
+        alone.admit(requests(rows))
         first = alone.logits().argmax(-1).tolist()
         old_places = alone.release([1, 3])
         assert sorted(old_places) == [0, 2, 4]
@@ -207,9 +212,9 @@ def test_the_prefix_is_read_once_and_prompts_without_it_are_admitted(opened: Ope
         entered = []
         with ForwardPasses(model) as passes:
             while sum(entered) < 4:
-                entered.append(slots.admit(rows[sum(entered) :]))
-        assert entered == [1, 1, 1, 1], "prompts with and without the prefix are admitted separately"
-        assert passes.widths == [1, 19, 2]
+                entered.append(slots.admit(requests(rows)[sum(entered) :]))
+        assert entered == [1, 1, 1, 1], "prompts with other shared tokens are admitted separately"
+        assert passes.widths == [1, 2], "the 19 tokens of the second before its last one are those of the prefix"
         for logits, row in zip(slots.logits(), rows, strict=True):
             torch.testing.assert_close(logits, model(torch.tensor([row])).logits[0, -1], atol=1e-4, rtol=1e-4)
 

@@ -1,5 +1,6 @@
 """Several adapters on one base: each has the logits that it has alone, and the base is loaded once."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tunesmith.core.files import write_json
 from tunesmith.fetch.reference import CARD, ModelFolder, resolve
 from tunesmith.model.adapters import open_model
 from tunesmith.model.adapters import save_model as save
-from tunesmith.model.load import ComputeConfig, choose_compute, load_base
+from tunesmith.model.load import ComputeConfig, choose_compute, load_base, without_adapter
 from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.recipe.tuning import LoraTuning, QloraTuning, Quantization
 
@@ -198,3 +199,73 @@ def test_adapters_with_new_tokens_can_be_switched(tmp_path: Path) -> None:
     assert chatter.ask("Say one.", max_new_tokens=4) == open_chatter(str(tmp_path / "a")).ask(
         "Say one.", max_new_tokens=4
     )
+
+
+def rows_of(adapters: AdapterSet, names: list[str | None], ids: torch.Tensor = IDS) -> torch.Tensor:
+    with adapters.select(names):
+        return logits(without_adapter(adapters.model), ids)
+
+
+def test_rows_of_one_batch_have_their_own_adapters(base: Path, folders: dict[str, str]) -> None:
+    adapters = AdapterSet(folders, precision="fp32")
+    assert [adapters.group(name) for name in (None, "one", "two", "three", "dora")] == [None] * 4 + ["dora"]
+    names: list[str | None] = ["two", None, "one", "two", "three", None]
+    ids = torch.arange(5, 65).reshape(6, 10)
+    mixed = rows_of(adapters, names, ids)
+    for place, name in enumerate(names):
+        with adapters.base() if name is None else nullcontext(adapters.use(name)) as model:
+            torch.testing.assert_close(mixed[place], logits(model, ids)[place], atol=1e-5, rtol=1e-5)
+    assert torch.equal(rows_of(adapters, ["dora"] * 2), alone(folders["dora"], FP32))
+    assert torch.equal(rows_of(adapters, [None] * 2), logits(load_base(ModelFolder("x", base), FP32)))
+    with pytest.raises(ValueError):  # noqa: PT011 (they cannot share a batch)
+        rows_of(adapters, ["one", "dora"])
+    assert torch.equal(logits(adapters.use("one")), alone(folders["one"], FP32)), "the active adapter still works"
+
+
+def test_adapters_are_added_and_removed_while_others_stay(base: Path, folders: dict[str, str]) -> None:
+    folder = ModelFolder("x", base)
+    adapters = AdapterSet({}, precision="fp32", base=folder)
+    plain = logits(load_base(folder, FP32))
+    inner = without_adapter(adapters.model)
+    for name in ("one", "dora", "two"):
+        adapters.add(name, resolve(folders[name]))
+        assert torch.equal(rows_of(adapters, [name] * 2), alone(folders[name], FP32)), name
+        assert torch.equal(rows_of(adapters, [None] * 2), plain), name
+    with raises(RecipeError, "no-such-adapter", "one"):
+        adapters.add("one", resolve(folders["one"]))
+    for name in ("dora", "one", "two"):
+        adapters.remove(name)
+        with raises(RecipeError, "no-such-adapter", name):
+            adapters.group(name)
+        assert torch.equal(rows_of(adapters, [None] * 2), plain)
+        for other in adapters.names:
+            assert torch.equal(rows_of(adapters, [other] * 2), alone(folders[other], FP32)), (name, other)
+    adapters.add("again", resolve(folders["three"]))
+    assert torch.equal(rows_of(adapters, ["again"] * 2), alone(folders["three"], FP32))
+    assert without_adapter(adapters.model) is inner
+    assert sum("lora" in name for name, _ in adapters.model.named_parameters()) == 2 * 14
+
+
+def test_adapters_that_need_new_embedding_rows_are_only_opened_together(tmp_path: Path) -> None:
+    folder = save_plain_model(tmp_path / "base", "gpt2")
+    base = ModelFolder(str(folder), folder)
+    save_with_new_tokens(adapted_with_new_tokens(base, compute=FP32), tmp_path / "a", base)
+    write_json(tmp_path / "a" / CARD, {"base": str(folder), "chat_markup": "chatml"})
+    adapters = AdapterSet({}, precision="fp32", base=base)
+    with raises(RecipeError, "different-bases", where="a"):
+        adapters.add("a", resolve(str(tmp_path / "a")))
+    both = AdapterSet({"a": str(tmp_path / "a")}, precision="fp32")
+    assert both.group("a") == "a"
+    assert both.vocabulary(None) == adapters.vocabulary(None) < both.vocabulary("a")
+
+
+def test_layers_whose_input_is_not_in_rows_do_not_share_a_batch(folders: dict[str, str], base: Path) -> None:
+    adapters = AdapterSet({}, precision="fp32", base=ModelFolder("x", base))
+    layer = without_adapter(adapters.model).model.layers[0].mlp
+    forward = layer.forward
+    layer.forward = lambda x: forward(x.flip(0)).flip(0)  # as experts get their tokens in another order
+    adapters.add("one", resolve(folders["one"]))
+    assert adapters.group("one") is None, "rows 0 and 2 have the same adapter"
+    layer.forward = lambda x: forward(x.roll(1, 0)).roll(-1, 0)
+    adapters.add("two", resolve(folders["two"]))
+    assert adapters.group("two") == "two"
