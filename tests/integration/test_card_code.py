@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-
 from tests.support import tiny
 from tests.support.tuned import tuned_model
+
 from tunesmith.export.card import write_card
 from tunesmith.fetch.reference import resolve
 from tunesmith.inference.chatter import open_chatter

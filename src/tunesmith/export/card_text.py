@@ -48,8 +48,8 @@ def verdict_text(verdict: Verdict | None) -> Markdown:
 
 
 _UNMEASURED = (
-    "The verdict is about rows like the test rows, asked with the prompt below. It does not say how the model answers "
-    "other questions, whether it is safe, or whether people prefer its answers."
+    "The verdict is about rows like the test rows, asked with the prompt below. It does not cover other questions, "
+    "safety, or which answers people prefer."
 )
 
 
@@ -81,10 +81,10 @@ def length_limits(model: ModelFolder, data: Data | None) -> str:
     """Return the longest example of the training and the positions of the model, as a sentence."""
     config = language_config(model.root.path)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
-    has = f" It has {wording.count(positions)} positions." if positions else ""
+    has = f"The model has {wording.count(positions)} positions." if positions else ""
     if data is None:
         return has
-    return f" Training examples had at most {wording.count(data.max_tokens_per_example)} tokens.{has}"
+    return f"Training examples had at most {wording.count(data.max_tokens_per_example)} tokens. {has}"
 
 
 def proof_text(proof: Proof | None) -> Markdown:

@@ -65,12 +65,10 @@ def usages(target: Target, prompt: PromptCode) -> Iterator[Usage]:
         if not target.has_encoder:
             note = _BASE_NOTE if target.to == "adapter" and target.base is None else _NO_NOTE
             yield Usage("vLLM", _vllm(target), note=note)
-    if prompt.is_chat:
-        yield Usage("tunesmith", _serve(target))
-        yield Usage("any of these servers", _client(target, prompt), "python", _CLIENT_NOTE)
-
-
-_CLIENT_NOTE = Markdown("The port is that of vLLM; llama-server listens on 8080, Ollama on 11434.")
+        yield Usage("tunesmith", f"tunesmith serve {shlex.quote(f'{target.name}={target.path}')}")
+    if not target.has_encoder:
+        note = Markdown("Ollama listens on port 11434.") if "Modelfile" in target.files else _NO_NOTE
+        yield Usage("a client of these servers", _client(target, prompt), "python", note)
 
 
 def _python(target: Target, prompt: PromptCode) -> str:
@@ -149,22 +147,19 @@ _OLLAMA_NOTE = Markdown(
 _BASE_NOTE = Markdown("BASE is the folder that `base_model_name_or_path` in adapter\\_config.json names.")
 
 
-def _serve(target: Target) -> str:
-    file = f"/{target.gguf}" if target.to == "gguf" else ""
-    return f"tunesmith serve {shlex.quote(target.path + file)}"
-
-
 def _client(target: Target, prompt: PromptCode) -> str:
+    """Return code that asks a server with OpenAI's API."""
     # The template's variables are not sent: the exported chat template has them as its defaults.
     tools = f"\n{_INDENT}tools={_python_value(prompt.tools)}," if prompt.tools else ""
+    port = 8080 if target.to == "gguf" else 8000
     return (
         "from openai import OpenAI\n\n"
-        'client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\n'
-        "answer = client.chat.completions.create(\n"
+        f'client = OpenAI(base_url="http://127.0.0.1:{port}/v1", api_key="none")\n'
+        f"answer = client.{'chat.' if prompt.is_chat else ''}completions.create(\n"
         f"{_INDENT}model={python_text(target.name)},\n"
-        f"{_INDENT}messages={prompt.call},\n"
+        f"{_INDENT}{'messages' if prompt.is_chat else 'prompt'}={prompt.call},\n"
         f"{_INDENT}temperature=0,\n"
         f"{_INDENT}max_tokens={target.max_new_tokens},{tools}\n"
         ")\n"
-        "print(answer.choices[0].message.content)"
+        f"print(answer.choices[0].{'message.content' if prompt.is_chat else 'text'})"
     )

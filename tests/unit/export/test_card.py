@@ -187,8 +187,8 @@ def test_files_have_their_digests(card: Card, exported: Path) -> None:
     [
         ("merged", (), ("transformers", "vLLM", "tunesmith")),
         ("adapter", (), ("transformers and peft", "vLLM", "tunesmith")),
-        ("gguf", ("shop.gguf", "Modelfile"), ("llama.cpp", "Ollama", "tunesmith")),
-        ("gguf", ("shop.gguf",), ("llama.cpp", "tunesmith")),
+        ("gguf", ("shop.gguf", "Modelfile"), ("llama.cpp", "Ollama")),
+        ("gguf", ("shop.gguf",), ("llama.cpp",)),
     ],
 )
 def test_programs_that_run_it(
