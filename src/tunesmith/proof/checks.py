@@ -3,7 +3,8 @@
 A wrong pre-tokenizer changes ids only, a missing template prompts only, a wrong constant of a layer logits only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from tunesmith.engines.base import Engine
@@ -67,10 +68,49 @@ def check_template(engine: Engine, questions: Questions) -> Check:
     return Check(TEMPLATE, (Measure.all_of("equal prompts", len(pairs) - len(wrong), len(pairs)),), tuple(details))
 
 
-def check_logits(engine: Engine, reference: Reference, tolerance: Tolerance) -> Check:
-    """Compare the distributions at each token of the reference's answers, given the same tokens before it."""
+@dataclass(frozen=True, slots=True)
+class EngineScores:
+    """An engine's distributions at each token of the reference's answers.
+
+    Attributes:
+        wanted: the tokens, by the place of the answer.
+        scores: one distribution for each of them, in their order.
+    """
+
+    wanted: Mapping[int, Sequence[int]]
+    scores: Sequence[Scores]
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """How far distributions are from those of the reference.
+
+    Attributes:
+        mean_kl: the mean divergence per token, in nats.
+        largest: the largest difference in the log-probability of a token of the answers, in nats.
+        same_first: the number of tokens at which the most probable token is the same.
+        tokens: the number of tokens.
+    """
+
+    mean_kl: float
+    largest: float
+    same_first: int
+    tokens: int
+
+    def measures(self, tolerance: Tolerance | None) -> tuple[Measure, ...]:
+        """Return the distances with the limits of a tolerance, or without limits."""
+        mean_kl, largest = (tolerance.mean_kl, tolerance.max_difference) if tolerance else (None, None)
+        return (
+            Measure("mean KL divergence per token (nats)", self.mean_kl, at_most=mean_kl),
+            Measure("largest difference of a log-probability (nats)", self.largest, at_most=largest),
+            Measure("equal most probable tokens", self.same_first, self.tokens),
+        )
+
+
+def ask_scores(engine: Engine, reference: Reference) -> EngineScores | None:
+    """Return the engine's distributions at the reference's answers; None if one of the two has none."""
     if not reference.scored:
-        return Check(LOGITS, impossible="the reference has no log-probabilities")
+        return None
     places = list(reference.scored)
     wanted = {place: reference.answer_with_end(place)[: len(reference.scored[place])] for place in places}
     found = ask_all(
@@ -79,25 +119,28 @@ def check_logits(engine: Engine, reference: Reference, tolerance: Tolerance) -> 
         places,
         unit="answers",
     )
-    if found is None:
-        return Check(LOGITS, impossible=f"{engine.name} does not give the log-probabilities of given tokens")
-    tokens = list(chain.from_iterable(wanted.values()))
+    return None if found is None else EngineScores(wanted, list(chain.from_iterable(found)))
+
+
+def check_logits(engine_name: str, scores: EngineScores | None, reference: Reference, tolerance: Tolerance) -> Check:
+    """Compare the distributions at each token of the reference's answers, given the same tokens before it."""
+    if not reference.scored:
+        return Check(LOGITS, impossible="the reference has no log-probabilities")
+    if scores is None:
+        return Check(LOGITS, impossible=f"{engine_name} does not give the log-probabilities of given tokens")
     ours = list(chain.from_iterable(reference.scored.values()))
-    theirs: list[Scores] = list(chain.from_iterable(found))
-    return Check(LOGITS, _distances(tokens, ours, theirs, tolerance))
+    return Check(LOGITS, distances(scores, ours).measures(tolerance))
 
 
-def _distances(
-    tokens: Sequence[int], ours: Sequence[Scores], theirs: Sequence[Scores], tolerance: Tolerance
-) -> tuple[Measure, ...]:
-    triples = list(zip(tokens, ours, theirs, strict=True))
-    mean_kl = sum(divergence(our, their, TOP) for _, our, their in triples) / len(triples)
-    same_first = sum(most_probable(our) == most_probable(their) for _, our, their in triples)
-    largest = max(abs(our[token] - _score(their, token)) for token, our, their in triples)
-    return (
-        Measure("mean KL divergence per token (nats)", mean_kl, at_most=tolerance.mean_kl),
-        Measure("largest difference of a log-probability (nats)", largest, at_most=tolerance.max_difference),
-        Measure("equal most probable tokens", same_first, len(triples)),
+def distances(scores: EngineScores, ours: Sequence[Scores]) -> Distances:
+    """Return how far an engine's distributions are from ours at the same tokens."""
+    tokens = list(chain.from_iterable(scores.wanted.values()))
+    triples = list(zip(tokens, ours, scores.scores, strict=True))
+    return Distances(
+        mean_kl=sum(divergence(our, their, TOP) for _, our, their in triples) / len(triples),
+        largest=max(abs(our[token] - _score(their, token)) for token, our, their in triples),
+        same_first=sum(most_probable(our) == most_probable(their) for _, our, their in triples),
+        tokens=len(triples),
     )
 
 

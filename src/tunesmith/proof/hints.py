@@ -8,6 +8,7 @@ _HINTS = {
     "ids": "the file has another pre-tokenizer, other types of control tokens, or another vocabulary than the model",
     "template": "the chat template is missing or another one, or a token is added before the prompt",
     "logits": "the weights or a constant of the model differ (rope base, epsilon of a norm, order of q and k)",
+    "base": "the weights are those of neither base; a merge must use those of the base's files",
     "answers": "the token that ends an answer may be another one: compare eos in the file with the model's",
     "verdict": "the answers score worse than the model's: compare them by `tunesmith compare`",
 }

@@ -12,8 +12,9 @@ from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.model.quantization import trained_quantization
 from tunesmith.proof.answers import ask, check_answers, check_verdict
-from tunesmith.proof.checks import check_ids, check_logits, check_template
+from tunesmith.proof.checks import ask_scores, check_ids, check_logits, check_template
 from tunesmith.proof.hints import hint_for
+from tunesmith.proof.quantized_base import check_base
 from tunesmith.proof.questions import find_rows, questions_about
 from tunesmith.proof.record import Proof
 from tunesmith.proof.reference import Reference
@@ -26,7 +27,8 @@ def prove(
     """Compare an engine with a model computed in fp32, on probes and on the test rows of the run that trained it.
 
     The checks are of the ids of texts, of the prompts of conversations, of the logits, of the greedy answers and their
-    ends, and of the scores of the answers. One that the engine offers no way to make is recorded as not possible.
+    ends, and of the scores of the answers; for an adapter that was trained on a quantized base, also of its base. One
+    that the engine offers no way to make is recorded as not possible.
 
     Args:
         model: the model of the verdict.
@@ -47,7 +49,10 @@ def prove(
     reference = Reference(model, questions)
     try:
         of_ids, of_template = check_ids(engine, questions), check_template(engine, questions)
-        of_logits = check_logits(engine, reference, tolerance)
+        scores = ask_scores(engine, reference)
+        of_weights = [check_logits(engine.name, scores, reference, tolerance)]
+        if trained_quantization(model) is not None:
+            of_weights.append(check_base(model, scores, reference, tolerance_for(type)))
         asked = ask(engine, questions, reference)
         of_answers = check_answers(asked, questions, reference, tolerance)
         of_scores, verdict = check_verdict(engine.name, asked, questions, reference, max_loss=max_loss)
@@ -60,7 +65,7 @@ def prove(
         type=type,
         reference=reference.conditions,
         rows=len(questions.rows.examples) if questions.rows else 0,
-        checks=(of_ids, of_template, of_logits, of_answers, of_scores),
+        checks=(of_ids, of_template, *of_weights, of_answers, of_scores),
         verdict=verdict,
         versions={
             "tunesmith": tunesmith.__version__,

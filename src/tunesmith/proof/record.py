@@ -50,7 +50,7 @@ class Check:
     """One question to the engine. Its status follows from the measures.
 
     Attributes:
-        name: `ids`, `template`, `logits`, `answers` or `verdict`.
+        name: `ids`, `template`, `logits`, `base`, `answers` or `verdict`.
         measures: the numbers, with their limits; empty if the check was not possible.
         details: sentences about the result, such as the first differences.
         impossible: why the check was not possible; None if it was made.

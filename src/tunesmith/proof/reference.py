@@ -104,7 +104,7 @@ class Reference:
 
     def token_scores(self, place: int, answer: Sequence[int]) -> list[Scores]:
         """Return the log-probabilities at each token of an answer to a prompt: the `TOP` highest and its own."""
-        return _token_scores(self._load(), self.answers[place].prompt, answer)
+        return token_scores(self._load(), self.answers[place].prompt, answer)
 
     def close(self) -> None:
         """Free the weights."""
@@ -119,8 +119,7 @@ class Reference:
 
     def _load(self) -> Any:
         if self._loaded is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._loaded = open_model(self._model_folder, ComputeConfig(device, torch.float32)).eval()
+            self._loaded = open_in_fp32(self._model_folder)
         return self._loaded
 
     def _make(self, key: str) -> None:
@@ -155,8 +154,19 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
+def open_in_fp32(model: ModelFolder, *, merged: bool = False) -> Any:
+    """Load a model in fp32, on a GPU if there is one.
+
+    Args:
+        merged: merge adapters into the weights of the base's files, even if they were trained on quantized weights.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return open_model(model, ComputeConfig(device, torch.float32), merged=merged).eval()
+
+
 @torch.inference_mode()
-def _token_scores(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[Scores]:
+def token_scores(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[Scores]:
+    """Return the log-probabilities at each token of an answer to a prompt: the `TOP` highest and its own."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     keep = {"logits_to_keep": len(answer)} if "logits_to_keep" in forward_parameters(model) else {}
     logits = model(input_ids=ids, **keep).logits[0, -len(answer) :]
