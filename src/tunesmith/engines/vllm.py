@@ -6,7 +6,7 @@ Routes: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunesmith.core.errors import RecipeError, TunesmithError
@@ -98,8 +98,6 @@ def start_vllm(
 ) -> VllmApi:
     """Start vLLM with a model's folder, in a process that ends when we do; ask the last adapter, or the model.
 
-    The server follows the folder's `generation_config.json`, as it does for those who start it by hand.
-
     Args:
         name: the name under which the model is served.
         adapters: the folders of adapters on this model, each by the name under which it is served.
@@ -112,10 +110,7 @@ def start_vllm(
     """
     port = port or free_port()
     command = [_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", name]
-    command += ["--host", host, "--port", str(port), *options]
-    if adapters:
-        modules = [f"{served}={path}" for served, path in adapters.items()]
-        command += ["--enable-lora", "--max-lora-rank", str(_max_rank(adapters.values())), "--lora-modules", *modules]
+    command += ["--host", host, "--port", str(port), *serve_options(adapters or {}), *options]
     process = ServerProcess("vLLM", command, environment={"VLLM_NO_USAGE_STATS": "1"})
     server = JsonServer(f"http://{host}:{port}", before_retry=process.check)
     try:
@@ -126,20 +121,39 @@ def start_vllm(
     return VllmApi(server, [name, *(adapters or ())][-1], f"vLLM {version}", process=process)
 
 
+def serve_options(adapters: Mapping[str, Path]) -> list[str]:
+    """Return the options of `vllm serve` with which a folder and its adapters answer as tunesmith does.
+
+    By default vLLM applies the sampling of `generation_config.json` to requests without their own, and the chat
+    template of the base to adapters too, although it may lack the system turn that an adapter was trained with.
+    """
+    options = ["--generation-config", "vllm"]
+    if adapters:
+        rank = max(_rank(folder) for folder in adapters.values())
+        modules = [f"{name}={folder}" for name, folder in adapters.items()]
+        options += ["--enable-lora", "--max-lora-rank", str(max_lora_rank(rank)), "--lora-modules", *modules]
+    templates = [folder / "chat_template.jinja" for folder in adapters.values()]
+    if len(templates) == 1 and templates[0].exists():
+        options += ["--chat-template", str(templates[0])]
+    return options
+
+
+def max_lora_rank(rank: int) -> int:
+    """Return the smallest value of vLLM's `--max-lora-rank` that holds an adapter of this rank."""
+    return next((limit for limit in _MAX_RANKS if limit >= rank), rank)
+
+
+def _rank(adapter: Path) -> int:
+    config = read_json(adapter / "adapter_config.json")
+    ranks: list[int] = [config["r"], *config.get("rank_pattern", {}).values()]
+    return max(ranks)
+
+
 def _version(server: JsonServer) -> str | None:
     try:
         return str(server.get("/version", patient=False)["version"])
     except TunesmithError:
         return None
-
-
-def _max_rank(adapters: Iterable[Path]) -> int:
-    """Return the smallest rank that vLLM accepts as its limit for these adapters."""
-    rank = 1
-    for folder in adapters:
-        config = read_json(folder / "adapter_config.json")
-        rank = max(rank, config["r"], *config.get("rank_pattern", {}).values())
-    return next((limit for limit in _MAX_RANKS if limit >= rank), rank)
 
 
 def _python() -> str:

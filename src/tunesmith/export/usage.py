@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.engines.vllm import max_lora_rank
 from tunesmith.export.markdown import Markdown
 from tunesmith.export.prompt_code import PromptCode, python_text
 
@@ -122,13 +123,8 @@ def _vllm(target: Target) -> str:
         return f"vllm serve {shlex.quote(target.path)} --served-model-name {shlex.quote(target.name)} {plain}"
     base = shlex.quote(target.base or "BASE")
     module = shlex.quote(f"{target.name}={target.path}")
-    rank = vllm_rank(target.rank or 16)
+    rank = max_lora_rank(target.rank or 16)
     return f"vllm serve {base} --enable-lora --max-lora-rank {rank} \\\n    --lora-modules {module} {plain}"
-
-
-def vllm_rank(rank: int) -> int:
-    """Return the smallest value of vLLM's `--max-lora-rank` that holds an adapter of this rank."""
-    return next((allowed for allowed in (1, 8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank), rank)
 
 
 def _gguf_usages(target: Target) -> Iterator[Usage]:
