@@ -36,7 +36,7 @@ def llama_cpp_of(folder: Path) -> Iterator[LlamaCpp]:
 def served(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
     """The tuned model of a run in a llama.cpp."""
     folder = tmp_path_factory.mktemp("merged")
-    build(resolve(str(finished / "runs/a")), folder, Options("f32"))
+    build(resolve(str(finished / "runs/a")), folder, Options(type="f32"))
     with llama_cpp_of(folder) as engine:
         yield engine
 

@@ -48,7 +48,9 @@ def detect_engine(url: str, model: str | None = None) -> Detected:
         type = facts.get("model_ftype", "").removeprefix("all ").partition(" ")[0].lower()  # "all F32", "Q4_K - Medium"
         return Detected(LlamaCpp(server, name, _named("llama.cpp", facts.get("build_info"))), name, type or None)
     if owner == "vllm":
-        return Detected(VllmApi(server, name, _named("vLLM", _ask(server, "/version").get("version"))), name)
+        is_adapter = any(entry["id"] == name and entry.get("parent") for entry in models)
+        version = _ask(server, "/version").get("version")
+        return Detected(VllmApi(server, name, _named("vLLM", version), is_adapter=is_adapter), name)
     if owner == "tunesmith":
         return Detected(VllmApi(server, name, "tunesmith", ids_have_end=False), name)
     return Detected(OpenAiApi(server.below("/v1"), name), name)

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import RecipeError, TunesmithError, install_hint
+from tunesmith.core.errors import RecipeError, install_hint
 from tunesmith.core.json_server import JsonServer, RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
+from tunesmith.engines.greedy_scores import Step, score_by_answers
 from tunesmith.engines.llama_cpp_server import LlamaCppOptions
 from tunesmith.engines.server_process import ServerProcess
 from tunesmith.inference.endpoint import ask_chat
@@ -51,25 +52,18 @@ class LlamaCpp:
         return self.encode(prompt)  # nothing added: the template writes its own control tokens
 
     def token_scores(self, prompt: Ids, answer: Ids, top: int) -> list[Mapping[int, float]] | None:
-        """Return log-probabilities by greedy answers, each begun after the last token at which one differs.
+        """Return log-probabilities by greedy answers: llama.cpp has no route that scores given tokens."""
 
-        llama.cpp has no route that scores given tokens. The probabilities at each step are those after the tokens
-        before it, so a greedy answer scores the given one up to and including the first token at which they differ.
-        """
-        scores: list[Mapping[int, float]] = []
-        while len(scores) < len(answer):
-            done = len(scores)
-            response = self._complete([*prompt, *answer[:done]], len(answer) - done, n_probs=top)
+        def steps(prompt: Ids, count: int) -> list[Step]:
+            response = self._complete(prompt, count, n_probs=top)
             chosen = response["tokens"]
-            if not chosen:
-                raise TunesmithError("gave no tokens", where=self.name, code="server-failed")
-            steps = align(chosen, response.get("completion_probabilities", ()))
-            for greedy, step, token in zip(chosen, steps, answer[done:], strict=False):
-                before = [*prompt, *answer[: len(scores)]]
-                likely = step or self._next_token(before, top)
-                scores.append(likely if token in likely else likely | self._score_of(before, token))
-                if greedy != token:
-                    break
+            return list(zip(chosen, align(chosen, response.get("completion_probabilities", ())), strict=True))
+
+        scores: list[Mapping[int, float]] = []
+        for place, step in enumerate(score_by_answers(prompt, answer, steps)):
+            before, token = [*prompt, *answer[:place]], answer[place]
+            likely = step or self._next_token(before, top)
+            scores.append(likely if token in likely else {**likely, **self._score_of(before, token)})
         return scores
 
     def _next_token(self, prompt: Ids, top: int) -> dict[int, float]:

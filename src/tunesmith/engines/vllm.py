@@ -7,12 +7,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import read_json
 from tunesmith.core.json_server import JsonServer, RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
+from tunesmith.engines.greedy_scores import Step, score_by_answers
 from tunesmith.engines.server_process import ServerProcess, free_port
 from tunesmith.inference.endpoint import ask_chat
 
@@ -32,15 +35,21 @@ class VllmApi:
         model: the name of the model, or of an adapter, in the server.
         name: the program and its version.
         ids_have_end: the ids of an answer include the token that ended it.
+        is_adapter: the model is an adapter on another one.
         process: the process of the server, which `close` ends.
     """
 
     def __init__(
-        self, server: JsonServer, model: str, name: str, *, ids_have_end: bool = True,
+        self, server: JsonServer, model: str, name: str, *, ids_have_end: bool = True, is_adapter: bool = False,
         process: ServerProcess | None = None,
     ) -> None:  # fmt: skip
         self.name, self._server, self._model = name, server, model
-        self._ids_have_end, self.process = ids_have_end, process
+        self._ids_have_end, self._is_adapter, self.process = ids_have_end, is_adapter, process
+
+    @property
+    def url(self) -> str:
+        """The root of the server."""
+        return self._server.url
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int] | None:
         """Return the ids of a text."""
@@ -53,17 +62,29 @@ class VllmApi:
         return list(self._server.post("/tokenize", body, patient=False)["tokens"])
 
     def token_scores(self, prompt: Ids, answer: Ids, top: int) -> list[Mapping[int, float]] | None:
-        """Return the log-probabilities of one pass over prompt and answer, which the server echoes."""
+        """Return the log-probabilities of one pass over prompt and answer, which the server echoes.
+
+        An adapter in vLLM is scored by greedy answers: its layer for the logits of adapters fails on the tokens of a
+        prompt, and ends the server (seen in 0.32.0 on a CPU).
+        """
+        if self._is_adapter:
+            return [step or {} for step in score_by_answers(prompt, answer, partial(self._steps, top))]
+        choice = self._scored([*prompt, *answer], 0, top, echo=True)
+        own, likely = choice["logprobs"]["token_logprobs"][-len(answer) :], _likely(choice)[-len(answer) :]
+        return [{**row, token: score} for token, score, row in zip(answer, own, likely, strict=True)]
+
+    def _steps(self, top: int, prompt: list[int], count: int) -> list[Step]:
+        choice = self._scored(prompt, count, top)
+        chosen = [int(token.removeprefix(_TOKEN)) for token in choice["logprobs"]["tokens"]]
+        return list(zip(chosen, _likely(choice), strict=True))
+
+    def _scored(self, prompt: Ids, count: int, top: int, *, echo: bool = False) -> Any:
+        """Return the greedy continuation of ids, with log-probabilities whose tokens are written as ids."""
         body = {
-            "model": self._model, "prompt": [*prompt, *answer], "max_tokens": 0, "temperature": 0.0, "echo": True,
+            "model": self._model, "prompt": list(prompt), "max_tokens": count, "temperature": 0.0, "echo": echo,
             "logprobs": top, "return_tokens_as_token_ids": True,
         }  # fmt: skip
-        scores = self._server.post("/v1/completions", body)["choices"][0]["logprobs"]
-        own, likely = (scores[key][-len(answer) :] for key in ("token_logprobs", "top_logprobs"))
-        return [
-            {int(key.removeprefix(_TOKEN)): value for key, value in row.items()} | {token: score}
-            for token, score, row in zip(answer, own, likely, strict=True)
-        ]
+        return self._server.post("/v1/completions", body)["choices"][0]
 
     def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy answer to ids."""
@@ -85,6 +106,12 @@ class VllmApi:
         """End the server if this object started it."""
         if self.process:
             self.process.close()
+
+
+def _likely(choice: Any) -> list[dict[int, float]]:
+    """Return the most probable tokens of each step; the first token of a text has none."""
+    rows = choice["logprobs"]["top_logprobs"]
+    return [{int(key.removeprefix(_TOKEN)): value for key, value in (row or {}).items()} for row in rows]
 
 
 def start_vllm(
@@ -118,7 +145,8 @@ def start_vllm(
     except BaseException:
         process.close()
         raise
-    return VllmApi(server, [name, *(adapters or ())][-1], f"vLLM {version}", process=process)
+    asked = [name, *(adapters or ())][-1]
+    return VllmApi(server, asked, f"vLLM {version}", is_adapter=bool(adapters), process=process)
 
 
 def serve_options(adapters: Mapping[str, Path]) -> list[str]:

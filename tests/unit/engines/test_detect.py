@@ -121,3 +121,21 @@ def test_scores_and_answers_of_vllm_are_by_token_ids() -> None:
             answer = engine.answer([1], max_new_tokens=4)
             assert answer is not None
             assert (answer.ids, answer.stopped) == (ids, True)
+
+
+def test_an_adapter_in_vllm_is_scored_without_the_route_that_ends_the_server() -> None:
+    greedy = {1: ["token_id:5", "token_id:6"], 3: ["token_id:9"]}  # by the length of the prompt
+    models = {"data": [{"id": "a", "owned_by": "vllm", "parent": "m"}, {"id": "m", "owned_by": "vllm"}]}
+
+    def reply(request: dict[str, Any]) -> tuple[int, Any]:
+        if request["path"] != "/v1/completions":
+            return (200, models) if request["path"] == "/v1/models" else (404, {})
+        assert not request["echo"]
+        tokens = greedy[len(request["prompt"])]
+        rows = [{token: -0.25, "token_id:8": -2.0} for token in tokens]
+        return 200, {"choices": [{"logprobs": {"tokens": tokens, "top_logprobs": rows}}]}
+
+    with endpoint(reply) as (url, requests):
+        scores = detect_engine(url, "a").engine.token_scores([1], [5, 8, 9], 2)
+    assert scores == [{5: -0.25, 8: -2.0}, {6: -0.25, 8: -2.0}, {9: -0.25, 8: -2.0}]
+    assert [request["prompt"] for request in requests[2:]] == [[1], [1, 5, 8]]
