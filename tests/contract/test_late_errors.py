@@ -85,7 +85,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "inference/chatter.py Chatter.ask": (_ASKING,),
     "inference/chatter.py Chatter.turns_of_row": (_ASKING,) * 2,
     "inference/chatter.py Chatter.turns_of_text": (_ASKING,),
-    "inference/chatter.py open_chatter": (_ASKING,) * 2,
+    "inference/chatter.py open_prompts": (_ASKING,) * 2,
     "inference/endpoint.py ask_chat": (_COMPARED,) * 2,
     "inference/generate.py generate": (_MEMORY,),
     "inference/sampling.py _require_temperature": (_ASKING,),

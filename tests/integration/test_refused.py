@@ -166,6 +166,18 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("no such alias", ("loop@live",), 2),
         ("no such column", ("loop@staging", "--row", "x=1"), 2),
     ],
+    "serve": [
+        ("no model", (), 2),
+        ("no such model", ("none", "--port", "0"), 2),
+        ("no such alias", ("loop@live", "--port", "0"), 2),
+        ("two of one name", ("a=loop@staging", "a=loop@1", "--port", "0"), 2),
+        ("another machine's host without a key", ("loop@staging", "--host", "0.0.0.0", "--port", "0"), 2),
+        ("no such key", ("loop@staging", "--api-key-file", "none", "--port", "0"), 2),
+        ("no such port", ("loop@staging", "--port", "70000"), 2),
+        ("no such host", ("loop@staging", "--host", "no-such-host.invalid", "--port", "0"), 2),
+        ("no memory", ("loop@staging", "--cache", "0", "--port", "0"), 2),
+        ("no time", ("loop@staging", "--timeout", "0"), 2),
+    ],
     "doctor": [("no such option", ("--frob",), 2)],
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from tests.support.opened import folder_of, opened  # noqa: F401  (fixtures)
 from tests.support.tiny import make_tokenizer, one_thread
 
 # Folders whose tests compute with models; the others never wait for torch.
-COMPUTING = ("distributed", "evaluate", "export", "inference", "kernels", "model", "train")
+COMPUTING = ("distributed", "evaluate", "export", "inference", "kernels", "model", "serve", "train")
 
 
 @pytest.fixture(autouse=True)

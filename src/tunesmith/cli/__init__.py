@@ -6,11 +6,24 @@ import sys
 import warnings
 from typing import NoReturn
 
-from tunesmith.cli import start, run, sweep, judge, inference, registry, export, prove, machine  # isort: skip; the order of the commands
+from tunesmith.cli import start, run, sweep, judge, inference, serve, registry, export, prove, machine  # isort: skip; the order of the commands
 from tunesmith.cli.app import app
 from tunesmith.cli.boundary import run_command
 
-__all__ = ["app", "export", "inference", "judge", "machine", "main", "prove", "registry", "run", "start", "sweep"]
+__all__ = [
+    "app",
+    "export",
+    "inference",
+    "judge",
+    "machine",
+    "main",
+    "prove",
+    "registry",
+    "run",
+    "serve",
+    "start",
+    "sweep",
+]
 
 
 def main() -> NoReturn:

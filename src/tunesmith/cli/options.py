@@ -38,6 +38,9 @@ ModelName = Annotated[
         help="ORG/NAME on the hub, a folder of a model or run, a .gguf file, pypi:PACKAGE or a registered NAME@ALIAS."
     ),
 ]
+ServedModels = Annotated[
+    str, Parameter(help="A registered NAME@ALIAS or NAME@3, or any other model, with a name for clients: NAME=MODEL.")
+]
 RowValues = Annotated[
     list[str] | None, Parameter(help="COLUMN=VALUE for the prompt template or system turn; once for each column.")
 ]

@@ -23,6 +23,7 @@ _WRONG_PATH = {
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _EXTRAS = {
     "bitsandbytes": "qlora", "trackio": "trackio", "mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb",
+    "prometheus_client": "serve", "starlette": "serve", "uvicorn": "serve",
 }  # fmt: skip
 
 

@@ -171,7 +171,7 @@ ERROR_CODES = {
     "bad-rank": "RANK, WORLD_SIZE or another variable of the launcher has an impossible value.",
     "uneven-processes": "Machines have different numbers of processes, and `launch.sharding: node` needs equal ones.",
     "ranks-differ": "The processes of a run have different inputs (such as data or base) or versions of tunesmith.",
-    "port-in-use": "Another program uses the port (MASTER_PORT) at which the processes of a run connect.",
+    "port-in-use": "Another program uses the port: of `serve`, or the one at which the processes of a run connect.",
     # gguf
     "gguf-unsupported": "GGUF files, or llama.cpp, have no place for something in a model, or compute it differently.",
     "gguf-overflow": "A weight is not finite, or too large for the type of a GGUF file.",
@@ -182,6 +182,8 @@ ERROR_CODES = {
     "prompt-too-long": "Prompt and `max_new_tokens` together exceed the model's context length or a session's slot.",
     "prompt-columns": "A row or prompt text for `generate` or `chat` does not match the columns of the model's prompt.",
     "wrong-sampling": "An option of generation is out of range, has no effect, or contradicts another one.",
+    "no-api-key": "The server needs an API key, or its key is too short or cannot be read (`serve`).",
+    "wrong-host": "The address to serve on is unknown, or cannot be used by this user.",
     # engines
     "engine-exited": "Another program exited, or was not ready in time; the message has the end of its log.",
     "engine-failed": "Another program cannot open a model, or failed while it was asked.",

@@ -237,6 +237,16 @@ def open_chatter(
         RecipeError: there is no such model, or `system` or a column of `row` would have no effect.
     """
     folder = adapters.folder(reference) if adapters else resolve(reference)
+    chatter = open_prompts(folder, system=system, row=row)
+    chatter.model = adapters.use(reference) if adapters else open_model(folder, _compute_config(folder)).eval()
+    return chatter
+
+
+def open_prompts(folder: ModelFolder, *, system: str | None = None, row: Mapping[str, Any] = {}) -> Chatter:
+    """Return a Chatter that encodes prompts and decodes answers; its `model` is None, and no weights are read.
+
+    The arguments and errors are those of `open_chatter`.
+    """
     tokenizer = load_tokenizer(folder)
     data, is_trained = prompt_data(folder, tokenizer)
     if system is not None:
@@ -249,7 +259,6 @@ def open_chatter(
     if unused := [name for name in chatter.row if name not in known]:
         hint = f"its columns are {_listed(known)}" if is_trained and known else "it has no columns; use --prompt TEXT"
         raise RecipeError(f"the model's prompt has no column {_listed(unused)}", code="prompt-columns", hint=hint)
-    chatter.model = adapters.use(reference) if adapters else open_model(folder, _compute_config(folder)).eval()
     return chatter
 
 

@@ -18,6 +18,7 @@ from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.cached_encoder import CachedEncoder, EncodedText
 from tunesmith.tasks.chat_template import ChatTemplate
 from tunesmith.tasks.rename_tokens import rename_tokens
+from tunesmith.tasks.token_bytes import bytes_of_token
 from tunesmith.tasks.tokenizer_files import PlainTokenizer, load_plain_tokenizer, load_with_transformers
 
 # Added tokens that are not flagged special still steer a model if they look like markup (<think>, [INST], <|x|>). Runs
@@ -286,6 +287,11 @@ class TokenizerAdapter:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, including control tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token after another one, which may be a part of a character."""
+        text = self.decode([*self._letter, token]).removeprefix(self.decode(self._letter))
+        return bytes_of_token(self._backend.id_to_token(token) or "", text)
 
     def decodes_to(self, ids: Sequence[int], text: str, *, before: Sequence[int] = ()) -> bool:
         """Return whether ids decode to a text, up to differences that the tokenizer does not encode.

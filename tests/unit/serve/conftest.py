@@ -1,10 +1,13 @@
-"""A tiny base and adapters of it, which a worker serves."""
+"""A tiny base with adapters of it, a tuned tiny model, and a server of that for all tests that do not change it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny import save_model
+from tests.support.served import Server, server
+from tests.support.tiny import one_thread, save_model
+from tests.support.tuned import CHAT, tuned_model
 
 from tunesmith.fetch.reference import ModelFolder, resolve
 
@@ -30,3 +33,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ModelFolde
                 weight += 0.1 * torch.randn(weight.shape, generator=generator)
         save(model, root / name, base=str(base))
     return {name: resolve(str(root / name)) for name in ("base", *ADAPTERS)}
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model with the card of a chat recipe."""
+    return tuned_model(tiny, tmp_path_factory.mktemp("served") / "tuned", CHAT, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def served(tuned: str) -> Iterator[Server]:
+    """A server of the tuned model under the name `tiny`, in this process."""
+    with one_thread(), server(f"tiny={tuned}") as running:
+        yield running
