@@ -58,7 +58,7 @@ def write_card(
         path or folder.name,
         tuple(files),
         base.name if base is not None and base.is_same else None,
-        read_json(model.path / "adapter_config.json")["r"] if model.base is not None else None,
+        _highest_rank(model),
         adapter_only,
         isinstance(data, Seq2SeqData),
         (facts.recipe.get("evaluate") or {}).get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
@@ -81,3 +81,12 @@ def write_card(
     )
     write_text(folder / README, text)
     return folder / README
+
+
+def _highest_rank(model: ModelFolder) -> int | None:
+    """Return the highest rank of an adapter's modules; None for a full model."""
+    if model.base is None:
+        return None
+    config = read_json(model.path / "adapter_config.json")
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return max(ranks)

@@ -41,7 +41,7 @@ def verdict_text(verdict: Verdict | None) -> Markdown:
         return Markdown("It was not measured: there is no verdict on this model.")
     blocks = [escape(wording.verdict_sentence(verdict)), metric_table(verdict)]
     points = [f"Guard {_outcome(guard.passed)}: {wording.guard_sentence(guard)}." for guard in verdict.guards]
-    points += [wording.scope_sentence(verdict.primary), *wording.group_sentences(verdict)]
+    points += [*_conditions(verdict), wording.scope_sentence(verdict.primary), *wording.group_sentences(verdict)]
     points += [*map(without_folders, wording.other_reasons(verdict)), *_health(verdict), _UNMEASURED]
     blocks.append(Markdown("\n".join(f"- {escape(point)}" for point in points)))
     return Markdown("\n\n".join(blocks))
@@ -146,6 +146,14 @@ def _sources(facts: Provenance) -> str:
 
 def _outcome(passed: bool) -> str:
     return "passed" if passed else "FAILED"
+
+
+def _conditions(verdict: Verdict) -> Iterator[str]:
+    """Yield the precision in which the models were compared; the proof compares in fp32."""
+    precision, quantization = (verdict.conditions.get(key) for key in ("precision", "quantization"))
+    if precision:
+        weights = f", with weights in {quantization}" if quantization else ""
+        yield f"Both models were computed in {precision}{weights}. Some answers differ in another precision."
 
 
 def _health(verdict: Verdict) -> Iterator[str]:

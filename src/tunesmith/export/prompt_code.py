@@ -48,11 +48,11 @@ def prompt_code(data: Data) -> PromptCode:
     system = data.system or ""
     columns = [*columns_in(system), *(message_columns(data)[:1] or columns_in(data.prompt or ""))]
     names = _argument_names(columns)
-    entries = [f'{{"role": "system", "content": {_literal(system, names, indent=2)}}},'] if system else []
+    entries = [_message("system", system, names)] if system else []
     if conversation := message_columns(data):
         entries.append(f"*{names[conversation[0]]},")
     else:
-        entries.append(f'{{"role": "user", "content": {_literal(data.prompt or "", names, indent=2)}}},')
+        entries.append(_message("user", data.prompt or "", names))
     lines = "".join(f"\n{_INDENT * 2}{entry}" for entry in entries)
     return _code("messages", names, f"return [{lines}\n{_INDENT}]", data, is_chat=True)
 
@@ -98,6 +98,15 @@ def _argument_names(columns: Iterable[str]) -> dict[str, str]:
             name, number = f"{plain}_{number}", number + 1
         names.setdefault(column, name)
     return names
+
+
+def _message(role: str, template: str, names: Mapping[str, str]) -> str:
+    """Return the code of a message, as formatters of Python write it."""
+    content = _literal(template, names, indent=3)
+    if "\n" not in content:
+        return f'{{"role": "{role}", "content": {content}}},'
+    lines = ("{", f'{_INDENT}"role": "{role}",', f'{_INDENT}"content": {content},', "},")
+    return f"\n{_INDENT * 2}".join(lines)
 
 
 def _literal(template: str, names: Mapping[str, str], *, indent: int) -> str:

@@ -45,10 +45,11 @@ def model(tmp_path: Path) -> ModelFolder:
     found = verdicts.verdict(
         primary, guards=[("own:<b>score", 0.1)], reasons=["/srv/canary-user/x <b>bold</b>"],
         health={"tuned": {"rows": 200, "cut_off": 3, "empty": 0, "failed": 0}},
+        conditions={"precision": "bf16", "quantization": None},
     )  # fmt: skip
     write_json(run / "evaluate" / "verdict.json", found.to_json())
     write_json(adapter / CARD, {"data": {**DATA}, "name": "shop", "step": 80, "base_digest": "b" * 64})
-    write_json(adapter / "adapter_config.json", {"r": 8})
+    write_json(adapter / "adapter_config.json", {"r": 8, "rank_pattern": {"q_proj": 24}})
     write_json(base / "config.json", {"max_position_embeddings": 2048})
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: <b>custom\n---\n")
     root = ModelFolder("base", base, pin=Pin("folder", str(base)))
@@ -123,7 +124,7 @@ def test_prompt_is_the_recipe_s(card: Card) -> None:
 
 def test_verdict_has_numbers_guards_and_limits(card: Card) -> None:
     text = card()
-    for value in ("40.0 %", "45.0 %", "+5.0", "+2.0 to +8.0", "200", "150", "Guard passed", "3 of 200"):
+    for value in ("40.0 %", "45.0 %", "+5.0", "+2.0 to +8.0", "200", "150", "in bf16", "Guard passed", "3 of 200"):
         assert value in text, value
 
 
@@ -146,7 +147,7 @@ def test_base_on_the_hub(card: Card, model: ModelFolder, exported: Path) -> None
     text = write_card(exported, replace(model, base=on_hub), to="adapter").read_text(encoding="utf-8")
     found = metadata(text)
     assert (found["base_model"], found["base_model_relation"]) == ("org/base", "adapter")
-    assert "vllm serve org/base --enable-lora --max-lora-rank 8" in text
+    assert "vllm serve org/base --enable-lora --max-lora-rank 32" in text
     assert "license" not in found  # its card cannot be fetched here
     assert "unknown" in text
 
