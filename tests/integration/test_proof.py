@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.support.errors import raises
 from tests.support.tiny import one_thread, save_model
 
+from tunesmith.core.errors import NotProved
 from tunesmith.core.files import MANIFEST
+from tunesmith.core.json_server import RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
 from tunesmith.engines.transformers_folder import TransformersFolder
 from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.export.formats import Options
 from tunesmith.export.merged import build
 from tunesmith.fetch.reference import ModelFolder, resolve
-from tunesmith.proof.prove import prove
+from tunesmith.proof.prove import prove, require_proved
 from tunesmith.proof.questions import find_rows, questions_about
 from tunesmith.proof.record import Proof, read_proof, write_proof
 from tunesmith.proof.reference import Reference
@@ -37,7 +40,7 @@ def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFold
 def merged(tuned: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its export."""
     folder = tmp_path_factory.mktemp("merged")
-    build(tuned, folder, Options("f32"))
+    build(tuned, folder, Options(type="f32"))
     return folder
 
 
@@ -241,6 +244,33 @@ def test_checks_that_an_engine_does_not_offer_are_not_possible(
     assert set(found.values()) == {"passed", "not possible"}
     assert all(check.impossible for check in proof.checks if check.name not in possible)
     assert proof.passed is passed
+
+
+class ShortContext(Without):
+    """A real engine that refuses prompts beyond a context length, as servers do."""
+
+    positions = 110
+
+    def token_scores(self, prompt: Ids, answer: Ids, top: int) -> Any:
+        if len(prompt) > self.positions:
+            raise RequestRefused(400, "the context is full", where=self.name)
+        return super().token_scores(prompt, answer, top)
+
+    def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:
+        if len(prompt) > self.positions:
+            return EngineAnswer("", None, stopped=False, error="the context is full")
+        return super().answer(prompt, max_new_tokens=max_new_tokens)
+
+
+def test_refused_prompts_fail_with_a_hint_about_the_context(attentive: Path) -> None:
+    with one_thread():
+        proof = prove(
+            resolve(str(attentive)), ShortContext(TransformersFolder(attentive), "token_scores", "answer"), type="f32"
+        )
+    assert statuses(proof)["answers"] == "failed", proof_text(proof)
+    assert statuses(proof)["logits"] == "passed"
+    with raises(NotProved, "not-proved", "context"):
+        require_proved(proof)
 
 
 def test_answers_as_text_differ_where_the_model_does(tuned: ModelFolder, merged: Path, tmp_path: Path) -> None:

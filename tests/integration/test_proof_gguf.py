@@ -26,6 +26,7 @@ pytest.importorskip("xllamacpp", reason="needs the extra gguf-proof")
 
 # llama.cpp finds the ends of turns that it knows by their names, and would repair a wrong eos of ChatML.
 _MARKUP = CHATML.replace("<|im_start|>", "<turn>").replace("<|im_end|>", "</turn>")
+_REFUSING = "{% if messages|length > 4 %}{{ raise_exception('too many') }}{% endif %}" + _MARKUP
 _TYPES = "tokenizer.ggml.token_type"
 
 
@@ -86,9 +87,10 @@ def test_a_good_file_is_proved(model: Path, tmp_path: Path, type: str) -> None:
         ({_TYPES: [1] * 320}, {"ids", "template"}),
         ({"tokenizer.ggml.add_bos_token": True}, {"ids"}),
         ({"tokenizer.chat_template": "{{ messages[-1].content }}"}, {"template"}),
+        ({"tokenizer.chat_template": _REFUSING}, {"template"}),
         ({"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 0}, {"answers"}),
     ],
-    ids=["rope", "epsilon", "types", "bos", "template", "eos"],
+    ids=["rope", "epsilon", "types", "bos", "template", "refusing template", "eos"],
 )
 def test_each_fault_of_a_file_fails_its_check(
     model: Path, tmp_path: Path, metadata: dict[str, Any], failing: set[str]

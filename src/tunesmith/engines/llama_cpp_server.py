@@ -74,7 +74,7 @@ def serve(options: LlamaCppOptions) -> None:
         server = xllamacpp.Server(params)
     except RuntimeError:
         sys.exit(1)  # the log has llama.cpp's reason; this error has none
-    print(f"address {server.listening_address}", flush=True)
+    print(f"\naddress {server.listening_address}", flush=True)  # llama.cpp's log may be in the middle of a line
     threading.Event().wait()
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from tunesmith.core import interrupt
+from tunesmith.core.errors import TunesmithError
 from tunesmith.core.progress import Progress
 from tunesmith.engines.base import BatchEngine, Engine, EngineAnswer, Ids
 
@@ -12,26 +13,43 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 _AT_A_TIME = 4
+# A server answers so if a prompt is too long, or if its template engine fails on a conversation.
+_REFUSALS = ("request-refused", "server-failed")
 
 
 def ask_all(
-    label: str, ask: Callable[[Question], Answer | None], questions: Sequence[Question], *, unit: str
+    label: str,
+    ask: Callable[[Question], Answer | None],
+    questions: Sequence[Question],
+    *,
+    unit: str,
+    refused: Callable[[Question, TunesmithError], Answer] | None = None,
 ) -> list[Answer] | None:
     """Return the answers in the order of the questions; None if the engine has no way to answer the first one.
 
     Args:
         label: the name of the work, for the progress.
+        refused: returns the answer to a question that a server refuses; by default a refusal is raised.
     """
+
+    def attempt(question: Question) -> Answer | None:
+        try:
+            return ask(question)
+        except TunesmithError as error:
+            if refused is None or error.code not in _REFUSALS:
+                raise
+            return refused(question, error)
+
     if not questions:
         return []
-    first = ask(questions[0])
+    first = attempt(questions[0])
     if first is None:
         return None
     answers: dict[int, Answer | None] = {0: first}
     progress = Progress(label, total=len(questions), unit=unit)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         try:
-            futures = {pool.submit(ask, question): place for place, question in enumerate(questions[1:], 1)}
+            futures = {pool.submit(attempt, question): place for place, question in enumerate(questions[1:], 1)}
             for future in as_completed(futures):
                 interrupt.check()
                 answers[futures[future]] = future.result()

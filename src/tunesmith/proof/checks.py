@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.engines.base import Engine
 from tunesmith.proof.asking import ask_all
 from tunesmith.proof.distributions import Scores, divergence, most_probable
@@ -51,8 +52,18 @@ def check_template(engine: Engine, questions: Questions) -> Check:
     conversations = questions.conversations
     if not conversations:
         return Check(TEMPLATE, impossible="the model is not asked with conversations")
+    refusals: list[str] = []
+
+    def refused(one: Conversation, error: TunesmithError) -> list[int]:
+        refusals.append(f"{one.name}: {error.message}")
+        return []
+
     found = ask_all(
-        "proof: template", lambda one: engine.encode_chat(one.messages), conversations, unit="conversations"
+        "proof: template",
+        lambda one: engine.encode_chat(one.messages),
+        conversations,
+        unit="conversations",
+        refused=refused,
     )
     if found is None:
         return Check(TEMPLATE, impossible=f"{engine.name} does not give the prompt of a conversation")
@@ -62,7 +73,7 @@ def check_template(engine: Engine, questions: Questions) -> Check:
     if wrong and questions.unsent:
         unsent = f"the prompts of this model have {questions.unsent}, which the client sends besides the messages"
         return Check(TEMPLATE, impossible=unsent)
-    details = [_difference(one.name, one.ids, ids) for one, ids in wrong[:_EXAMPLES]]
+    details = refusals[:1] or [_difference(one.name, one.ids, ids) for one, ids in wrong[:_EXAMPLES]]
     if adds_system:
         details.append("the recipe's system turn is put first if a conversation has none")
     return Check(TEMPLATE, (Measure.all_of("equal prompts", len(pairs) - len(wrong), len(pairs)),), tuple(details))
@@ -73,7 +84,7 @@ class EngineScores:
     """An engine's distributions at each token of the reference's answers.
 
     Attributes:
-        wanted: the tokens, by the place of the answer.
+        wanted: the tokens, by the place of the answer; without prompts that the engine refused.
         scores: one distribution for each of them, in their order.
     """
 
@@ -118,8 +129,12 @@ def ask_scores(engine: Engine, reference: Reference) -> EngineScores | None:
         lambda place: engine.token_scores(reference.answers[place].prompt, wanted[place], TOP),
         places,
         unit="answers",
+        refused=lambda place, error: [],
     )
-    return None if found is None else EngineScores(wanted, list(chain.from_iterable(found)))
+    answered = {place: scores for place, scores in zip(places, found or (), strict=bool(found)) if scores}
+    if not answered:
+        return None
+    return EngineScores({place: wanted[place] for place in answered}, list(chain.from_iterable(answered.values())))
 
 
 def check_logits(engine_name: str, scores: EngineScores | None, reference: Reference, tolerance: Tolerance) -> Check:
@@ -128,7 +143,7 @@ def check_logits(engine_name: str, scores: EngineScores | None, reference: Refer
         return Check(LOGITS, impossible="the reference has no log-probabilities")
     if scores is None:
         return Check(LOGITS, impossible=f"{engine_name} does not give the log-probabilities of given tokens")
-    ours = list(chain.from_iterable(reference.scored.values()))
+    ours = list(chain.from_iterable(reference.scored[place] for place in scores.wanted))
     return Check(LOGITS, distances(scores, ours).measures(tolerance))
 
 

@@ -1,6 +1,6 @@
 """What to do about a proof that failed."""
 
-from tunesmith.proof.record import Proof
+from tunesmith.proof.record import ANSWERED, Proof
 from tunesmith.proof.tolerances import tolerance_for
 
 _QUANTIZED = "these weights lost the tuning: use --type q8_0, or the base's own file with --adapter-only"
@@ -19,6 +19,9 @@ def hint_for(proof: Proof) -> str:
     failed = [check.name for check in proof.failed]
     if not failed:
         return "the engine offers no way to check logits or answers"
+    measures = [measure for check in proof.failed for measure in check.measures]
+    if any(measure.name == ANSWERED and not measure.passed for measure in measures):
+        return "the engine refused prompts, usually because its context is too short: give it a longer one"
     is_quantized = tolerance_for(proof.type).max_gap is None
     if is_quantized and not {"ids", "template"} & set(failed):
         return _QUANTIZED

@@ -33,7 +33,9 @@ def check_base(model: ModelFolder, scores: EngineScores | None, reference: Refer
     from_files = list(chain.from_iterable(token_scores(on_files, prompt, ids) for prompt, ids in pairs))
     quantization = trained_quantization(model)
     sides = {
-        f"on the base in {quantization}, as trained": list(chain.from_iterable(reference.scored.values())),
+        f"on the base in {quantization}, as trained": list(
+            chain.from_iterable(reference.scored[place] for place in scores.wanted)
+        ),
         "on the base's files": from_files,
     }
     found = {name: distances(scores, ours) for name, ours in sides.items()}

@@ -12,6 +12,8 @@ from tunesmith.core.verdict import Verdict
 from tunesmith.core.verdict_reader import parse_verdict
 
 PROOF = "proof.json"
+ANSWERED = "answered prompts"
+"""The measure of the prompts that an engine did not refuse."""
 
 Status = Literal["passed", "failed", "not possible"]
 
