@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tunesmith.inference.chatter import Chatter, open_chatter
     from tunesmith.inference.sampling import Sampling
     from tunesmith.model.adapter_set import AdapterSet
-    from tunesmith.model.merge import merge_model
     from tunesmith.pipeline.runner import run_recipe
     from tunesmith.plan.run_plan import plan_run
     from tunesmith.recipe.load import load_recipe
@@ -36,7 +35,6 @@ HOMES = {
     "Verdict": "tunesmith.core.verdict",
     "export_model": "tunesmith.export.export",
     "load_recipe": "tunesmith.recipe.load",
-    "merge_model": "tunesmith.model.merge",
     "open_chatter": "tunesmith.inference.chatter",
     "paired_verdict": "tunesmith.scoring.verdict",
     "plan_run": "tunesmith.plan.run_plan",
@@ -48,7 +46,7 @@ HOMES = {
 
 __all__ = [
     "AdapterSet", "Chatter", "Comparison", "Exported", "Registry", "Sampling", "TunesmithError", "Verdict",
-    "__version__", "export_model", "load_recipe", "merge_model", "open_chatter", "paired_verdict", "plan_run",
+    "__version__", "export_model", "load_recipe", "open_chatter", "paired_verdict", "plan_run",
     "replicated_verdict", "run_recipe", "run_sweep", "score",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.errors import raises
 from tests.support.tiny import recipe, save_plain_model
 
-from tunesmith import merge_model, open_chatter, run_recipe
+from tunesmith import export_model, open_chatter, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import resolve
@@ -56,7 +56,7 @@ def test_added_tokens_are_learned_and_kept(tmp_path: Path, method: str) -> None:
     if method == "full":
         assert resolve(reference).added_tokens == ("</say>", "<say>")
         return
-    for other in ("speaker@staging", str(merge_model(reference, tmp_path / "merged"))):
+    for other in ("speaker@staging", str(export_model(reference, tmp_path / "merged", to="merged").folder)):
         assert open_chatter(other).ask("Say one and cat, number 3.", max_new_tokens=8) == answer
         assert resolve(other).added_tokens == ("</say>", "<say>")
 

@@ -8,7 +8,7 @@ from tests.support.errors import raises
 from tests.support.tiny import recipe, save_plain_model
 from transformers import AutoTokenizer
 
-from tunesmith import merge_model, open_chatter, plan_run, run_recipe
+from tunesmith import export_model, open_chatter, plan_run, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import read_json
 from tunesmith.fetch.reference import resolve
@@ -41,7 +41,7 @@ def test_a_base_model_learns_to_chat(tmp_path: Path, method: str) -> None:
     assert chatter.keeps_turns
     said = chatter.ask("Say one and cat.", max_new_tokens=6)
     if method == "lora":
-        whole = open_chatter(str(merge_model(reference, tmp_path / "merged")))
+        whole = open_chatter(str(export_model(reference, tmp_path / "merged", to="merged").folder))
         assert whole.keeps_turns
         assert whole.ask("Say one and cat.", max_new_tokens=6) == said
 

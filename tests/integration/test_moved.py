@@ -9,7 +9,7 @@ import pytest
 from tests.support.errors import raises
 from tests.support.tiny import recipe, save_model
 
-from tunesmith import Registry, merge_model, run_recipe
+from tunesmith import Registry, export_model, run_recipe
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import MANIFEST, read_json
 from tunesmith.core.rundir import RunDir
@@ -85,7 +85,7 @@ def test_a_registry_is_opened_at_another_place(project: Path, tmp_path: Path, mo
     monkeypatch.chdir("/")
     shutil.rmtree(tmp_path / "run")
     assert resolve("tiny@1").digest() == before
-    merged = merge_model("tiny@staging", tmp_path / "merged")
+    merged = export_model("tiny@staging", tmp_path / "merged", to="merged").folder
     assert {path.stat().st_mode & 0o777 for path in merged.iterdir()} == {(tmp_path / "merged").stat().st_mode & 0o666}
 
 

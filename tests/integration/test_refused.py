@@ -10,7 +10,7 @@ import pytest
 from tests.support.cases import Command
 from tests.support.tiny import state
 
-from tunesmith import Registry, TunesmithError, merge_model, open_chatter, plan_run, run_recipe, run_sweep
+from tunesmith import Registry, TunesmithError, export_model, open_chatter, plan_run, run_recipe, run_sweep
 from tunesmith.cli import app
 
 HI = ("--prompt", "hi")
@@ -183,11 +183,11 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
 
 # Public functions, and methods, that write or could: a name, the call, the exit code.
 CALLS: list[tuple[str, Callable[[], object], int]] = [
-    ("merge_model: out exists", lambda: merge_model("loop@staging", "wrong"), 2),
-    ("merge_model: out is a file", lambda: merge_model("loop@staging", "rows.jsonl"), 2),
-    ("merge_model: out is below a file", lambda: merge_model("loop@staging", "rows.jsonl/new"), 2),
-    ("merge_model: no such model", lambda: merge_model("loop@live", "new"), 2),
-    ("merge_model: a whole model", lambda: merge_model("base", "new"), 2),
+    ("export_model: out exists", lambda: export_model("loop@staging", "wrong", to="merged"), 2),
+    ("export_model: out is a file", lambda: export_model("loop@staging", "rows.jsonl", to="merged"), 2),
+    ("export_model: out is below a file", lambda: export_model("loop@staging", "rows.jsonl/new", to="merged"), 2),
+    ("export_model: no such model", lambda: export_model("loop@live", "new", to="merged"), 2),
+    ("export_model: an adapter of a whole model", lambda: export_model("base", "new", to="adapter"), 2),
     ("run_recipe: a wrong key", lambda: run_recipe("recipe.yaml", ["train.epoch=2"], out="new"), 2),
     ("run_recipe: no rows", lambda: run_recipe("wrong/data.yaml"), 3),
     ("run_sweep: one trial", lambda: run_sweep("recipe.yaml", over=["seed=1"], out="new"), 2),

@@ -18,7 +18,7 @@ def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, str
     """Write the model of a plain transformers folder, with its tokenizer and chat template, to a GGUF file.
 
     Args:
-        folder: a local folder, such as `merge_model` writes.
+        folder: a local folder, such as an export to `merged`.
         out: the file to create.
         type: one of `GGUF_TYPES`.
         metadata: further keys, such as `general.name` and `general.license`.

@@ -1,6 +1,5 @@
 """Write any model as a plain transformers folder: adapters merged into their base, for programs that load neither."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ import torch
 from transformers import AutoConfig
 
 from tunesmith.core.errors import RecipeError
-from tunesmith.core.files import new_folder, write_json
-from tunesmith.core.user_folders import check_writable
+from tunesmith.core.files import write_json
 from tunesmith.data.trained_rows import TRAINED_ROWS, trained_rows, write_trained_rows
-from tunesmith.fetch.reference import CARD, ModelFolder, resolve
+from tunesmith.fetch.reference import CARD, ModelFolder
 from tunesmith.model.adapters import open_model, save_model
 from tunesmith.model.load import ComputeConfig
 from tunesmith.model.portable import make_portable
@@ -21,32 +19,11 @@ from tunesmith.tasks.model_tokenizer import load_tokenizer
 _OF_ADAPTERS = ("base", "base_pin", "base_digest", "quantization")  # in the card of an adapter, not of a merged model
 
 
-def merge_model(reference: str, out: Path | str) -> Path:
-    """Write the merged weights W + (alpha / r) B A of a tuned model to a new folder, and return the folder.
+def write_plain_model(model: ModelFolder, folder: Path, dtype: torch.dtype | None = None) -> torch.dtype:
+    """Write the merged weights W + (alpha / r) B A of a model to an existing folder; return their dtype.
 
     W is read from the base's files, even if the adapter was trained on a quantized W: a sum with quantized weights
-    would have to be rounded to them. The sum is computed in fp32 and stored in the dtype of the base's files.
-
-    Args:
-        reference: the tuned model: `run:FOLDER`, `NAME@ALIAS` or an adapter's folder.
-        out: the folder to create.
-
-    Raises:
-        RecipeError: there is no such model, it is not an adapter, or `out` exists or cannot be created.
-    """
-    tuned, folder = resolve(reference), Path(out)
-    if tuned.base is None:
-        raise RecipeError("is a full model, so there is nothing to merge", where=reference, code="not-an-adapter")
-    if os.path.lexists(folder):
-        raise RecipeError("exists already", where=str(folder), hint="name another folder", code="exists")
-    check_writable(folder.parent, hint="name another folder")
-    with new_folder(folder, merged=reference) as new:
-        write_plain_model(tuned, new)
-    return folder
-
-
-def write_plain_model(model: ModelFolder, folder: Path, dtype: torch.dtype | None = None) -> torch.dtype:
-    """Write a model, with all its adapters merged, to an existing folder; return the dtype of the weights.
+    would have to be rounded to them. The sum is computed in fp32. A full model is written as it is.
 
     Args:
         dtype: the dtype to store the weights in; default that of the files of the model or of its root.

@@ -17,6 +17,7 @@ from tunesmith.data.microbatch import ENCODER_CANNOT_PACK
 from tunesmith.data.prepare import errors_of_set, prepare_sets
 from tunesmith.data.token_dataset import TokenDataset
 from tunesmith.evaluate.incumbent import IncumbentCheck, check_incumbent
+from tunesmith.export.requests import check_base_for_exports
 from tunesmith.fetch.adapter_tokens import trained_token_ids
 from tunesmith.fetch.reference import ModelFolder, open_pin, resolve, resolve_base
 from tunesmith.inference.answerable import check_answerable
@@ -61,7 +62,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
 
     Raises:
         RecipeError: the base is not causal; its weights are missing, quantized, or do not match its configuration; a
-            name in `tuning.target` or `tuning.freeze` is not one of its modules.
+            name in `tuning.target` or `tuning.freeze` is not one of its modules; a format of `export` cannot hold it.
         DamagedFile: a file of the folder is incomplete.
     """
     root = base.root
@@ -85,6 +86,7 @@ def check_base(recipe: Recipe, base: ModelFolder) -> Shapes:
         from tunesmith.model.trainable import check_freeze  # imports torch
 
         check_freeze(root.path, recipe.tuning.freeze)
+    check_base_for_exports(recipe, base)
     return shapes
 
 
@@ -159,6 +161,7 @@ def check_prepared_prompts(recipe: Recipe, run: RunDir) -> Iterator[str]:
         DataError: as `prepare_sets`.
     """
     base = resolve_base(run, recipe.model.base)
+    check_base_for_exports(recipe, base)
     tokenizer = load_tokenizer(base, recipe.model)
     positions = None
     with suppress(RecipeError):  # an architecture with an unknown limit

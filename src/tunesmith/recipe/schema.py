@@ -314,7 +314,6 @@ class Recipe(Section):
     promote: Promote | None = Field(None, description="Promotion of a better model; else the run ends with a verdict.")
     export: tuple[Export, ...] | None = Field(
         None,
-        min_length=1,
         description="Formats of other programs in which the model is written after promotion, each with a proof that "
         "it is still the same model. See docs/export.md.",
     )
@@ -362,6 +361,13 @@ class Recipe(Section):
         other_keys = {*TorchrunLaunch.model_fields, *SlurmLaunch.model_fields}.difference(LocalLaunch.model_fields)
         if isinstance(value, dict) and "on" not in value and other_keys.isdisjoint(value):
             return {"on": "local", **value}
+        return value
+
+    @field_validator("export", mode="before")
+    @classmethod
+    def _check_exports(cls, value: Any) -> Any:
+        if value == []:
+            raise setting_error("wrong-value", "must not be empty; remove it to export nothing")
         return value
 
     @field_validator("trackers")
