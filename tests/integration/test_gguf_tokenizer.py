@@ -1,6 +1,6 @@
 """llama.cpp splits texts into the same tokens as the tokenizer of the folder from which a GGUF file was written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny
 from tests.support.gguf_tokenizers import ENDS, PIECES, byte_level, sentencepiece
 from tests.support.llama_cpp import LlamaCpp
+from transformers import AddedToken
 
 from tunesmith.gguf.write import write_gguf
 from tunesmith.proof.probes import TEXTS, control_texts, conversations
@@ -27,12 +28,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("weights") / "model", "llama", vocab_size=1300)
 
 
-def write(weights: Path, tokenizer: Any, folder: Path) -> Path:
+def write(weights: Path, tokenizer: Any, folder: Path, metadata: Mapping[str, str] = {}) -> Path:
     """Write the model with another tokenizer to a GGUF file."""
     for name in ("config.json", "model.safetensors"):
         (folder / name).symlink_to(weights / name)
     tokenizer.save_pretrained(folder)
-    write_gguf(folder, folder / "model.gguf", type="f32")
+    write_gguf(folder, folder / "model.gguf", type="f32", metadata=metadata)
     return folder / "model.gguf"
 
 
@@ -126,3 +127,16 @@ def test_stops_at_own_markup(tmp_path: Path) -> None:
     write_gguf(folder, tmp_path / "model.gguf", type="f32")
     with LlamaCpp(tmp_path / "model.gguf") as engine:
         assert engine.answer(engine.prompt([{"role": "user", "content": "Hi"}]), tokens=4) == ([0], True)
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_blanks_after_tokens_of_phi3(strips: bool, weights: Path, tmp_path: Path) -> None:
+    """llama.cpp decides by the model's name whether these tokens remove blanks."""
+    tokenizer = sentencepiece("always")
+    added = [AddedToken(text, special=True, rstrip=strips, normalized=False) for text in ("<|user|>", "<|end|>")]
+    kept = AddedToken("<|endoftext|>", special=True, normalized=False)
+    tokenizer.add_tokens([*added, kept, AddedToken("</s>", special=True, rstrip=strips, normalized=False)])
+    texts = ["<|user|>  Hi <|end|>\n x", "<s>  a</s> b", "<|endoftext|>  c", *TEXTS]
+    name = {"general.name": "mine" if strips else "my-Phi-3-mini"}
+    with LlamaCpp(write(weights, tokenizer, tmp_path, name)) as engine:
+        assert differing(engine, tokenizer, texts) == []

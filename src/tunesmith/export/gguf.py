@@ -14,6 +14,7 @@ from tunesmith.engines.base import Engine
 from tunesmith.engines.llama_cpp import llama_cpp_version, start_llama_cpp
 from tunesmith.export import adapter, merged
 from tunesmith.export.formats import Options, file_stem
+from tunesmith.export.gguf_metadata import gguf_metadata
 from tunesmith.export.modelfile import write_modelfile
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.gguf.architectures import find_architecture, read_model_config
@@ -57,14 +58,15 @@ def build(model: ModelFolder, folder: Path, options: Options) -> str:
     """Write the file to a folder and return the type of its weights."""
     kind, out = _type(options), folder / _file_name(model, options)
     if options.adapter_only:
-        write_lora_gguf(model, out, type=kind)
+        write_lora_gguf(model, out, type=kind, metadata=gguf_metadata(model))
         _write_modelfile(model, folder, _base_file(model), adapter_file=out.name)
         return kind
     with _plain_folder(model, folder) as plain:
         if options.quantize_with:
-            warnings = write_quantized_gguf(plain, out, type=kind, program=options.quantize_with)
+            program = options.quantize_with
+            warnings = write_quantized_gguf(plain, out, type=kind, program=program, metadata=gguf_metadata(model))
         else:
-            warnings = write_gguf(plain, out, type=kind)
+            warnings = write_gguf(plain, out, type=kind, metadata=gguf_metadata(model))
     for warning in warnings:
         log(f"warning: {warning}")
     _write_modelfile(model, folder, out.name)

@@ -51,7 +51,7 @@ class _Pair(NamedTuple):
     scaling: float
 
 
-def write_lora_gguf(adapter: ModelFolder, out: Path, *, type: str, metadata: Mapping[str, str] = {}) -> None:
+def write_lora_gguf(adapter: ModelFolder, out: Path, *, type: str, metadata: Mapping[str, Any] = {}) -> None:
     """Write an adapter, without its base, to a GGUF file.
 
     Args:

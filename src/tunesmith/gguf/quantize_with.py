@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tunesmith.architecture.weight_headers import stored_dtypes
 from tunesmith.core.errors import RecipeError, TunesmithError
@@ -20,7 +21,7 @@ _FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 
 
 def write_quantized_gguf(
-    folder: Path, out: Path, *, type: str, program: Path | str, metadata: Mapping[str, str] = {}
+    folder: Path, out: Path, *, type: str, program: Path | str, metadata: Mapping[str, Any] = {}
 ) -> list[str]:
     """Write a model as `write_gguf` does, in a type of `K_TYPES`, and return warnings.
 

@@ -14,6 +14,7 @@ from gguf import TokenType
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.fetch.pretokenizer import gguf_name
+from tunesmith.gguf.model_name import strips_like_phi3
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.template_text import TemplateReader
@@ -28,10 +29,11 @@ _HINT = "use `--to merged`, which any program that reads transformers models can
 
 
 class Vocabulary(NamedTuple):
-    """The metadata of a tokenizer, and warnings for the user."""
+    """The metadata of a tokenizer, warnings for the user, and whether its tokens remove blanks as those of Phi-3 do."""
 
     metadata: dict[str, Any]
     warnings: list[str]
+    strips_like_phi3: bool
 
 
 def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
@@ -65,7 +67,9 @@ def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
         scores = _scores(state["model"]["merges"])
         metadata["tokenizer.ggml.scores"] = [scores.get(text, _UNREACHABLE) for text in tokens]
     special, more_warnings = _special_tokens(tokenizer, folder)
-    return Vocabulary(metadata | special, [*warnings, *_strip_warnings(state), *more_warnings])
+    like_phi3 = strips_like_phi3(state["added_tokens"], tokens)
+    strip_warnings = [] if like_phi3 else _strip_warnings(state)
+    return Vocabulary(metadata | special, [*warnings, *strip_warnings, *more_warnings], like_phi3)
 
 
 def _byte_level(

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.suggest import did_you_mean
 from tunesmith.gguf.architectures import find_architecture, read_model_config
 from tunesmith.gguf.gguf_file import general_metadata, refuse_existing, write_file
 from tunesmith.gguf.hyperparameters import hyperparameters
+from tunesmith.gguf.model_name import name_in_file
 from tunesmith.gguf.rope import describe_rope
 from tunesmith.gguf.tensor_types import GGUF_TYPES, GgufType
 from tunesmith.gguf.tensors import computed_tensor, list_tensors
 from tunesmith.gguf.vocabulary import describe_vocabulary
 
 
-def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, str] = {}) -> list[str]:
+def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, Any] = {}) -> list[str]:
     """Write the model of a plain transformers folder, with its tokenizer and chat template, to a GGUF file.
 
     Args:
@@ -48,6 +50,7 @@ def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, str
         **vocabulary.metadata,
         **metadata,
     }
+    written["general.name"] = name_in_file(written["general.name"], strips_like_phi3=vocabulary.strips_like_phi3)
     write_file(out, architecture.name, written, tensors, file_type)
     return [*shape_warnings, *vocabulary.warnings]
 
