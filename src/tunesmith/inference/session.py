@@ -120,8 +120,9 @@ class Session:
         """
         admissible = list(self._admissible())
         if admissible and not (self._interleave and self._has_read and self._rows):
-            self._has_read, self._in_pass = True, admissible
+            self._in_pass = admissible
             admitted = self._slots.admit(admissible)
+            self._has_read = self._slots.has_read
             self._rows += [self._waiting.popleft() for _ in range(admitted)]
         elif self._rows:
             self._has_read, self._in_pass = False, list(self._rows)

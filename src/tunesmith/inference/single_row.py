@@ -20,6 +20,8 @@ class SingleRow:
         select_adapters: applies the adapter of the row to a pass.
     """
 
+    has_read = False  # the first step reads the prompt
+
     def __init__(self, model: Any, select_adapters: SelectAdapters) -> None:
         self._model, self._select = model, select_adapters
         self._row: Request | None = None

@@ -79,6 +79,7 @@ class Slots:
         self._next: list[int] = []  # the next input token of each row
         self._lengths: list[int] = []  # the number of its tokens in the cache
         self._reading: _Reading | None = None
+        self.has_read = False
         self._keeps_rows = prefixes is not None and prefixes.max_bytes > 0
         self._prefixes = PrefixCache(2**62) if prefixes is None else prefixes
         if prefix:
@@ -93,9 +94,11 @@ class Slots:
     def admit(self, requests: Sequence[Request]) -> int:
         """Read the first requests, as many as fit in one pass, into free slots; return their number.
 
-        It is 0 if the first one needs another pass. Rows of similar length need the least padding.
+        It is 0 if the first one needs another pass. Rows of similar length need the least padding. Afterwards
+        `has_read` is whether there was a pass: none is needed if all tokens but the last are known.
         """
         first, limit = requests[0], self._pass_tokens
+        self.has_read = False
         if self._reading is not None and self._reading.request is not first:
             self._reading = None  # it was cancelled
         if first.needs_prompt_scores or len(first.tokens) - 1 > limit:
@@ -209,7 +212,7 @@ class Slots:
         for count, request in enumerate(requests):
             known, columns = self._prefixes.longest(request.adapter, request.tokens)
             longest = max(longest, len(request.tokens))
-            if count and ((count + 1) * longest > limit or known != cached or request.needs_prompt_scores):
+            if count and ((count + 1) * (longest - known) > limit or known != cached or request.needs_prompt_scores):
                 return requests[:count], cached, beginnings
             cached = known
             beginnings.append(columns)
@@ -228,6 +231,7 @@ class Slots:
         new = max(map(len, prompts))
         if not new:
             return None
+        self.has_read = True
         device = self._model.device
         # Padding is on the right, where no token attends to it; the tokens of the answer overwrite its cache entries.
         ids = torch.tensor([[*prompt, *[0] * (new - len(prompt))] for prompt in prompts], device=device)

@@ -12,6 +12,7 @@ from tests.support.opened import Opened
 from tunesmith.core import interrupt
 from tunesmith.core.errors import RecipeError
 from tunesmith.inference.generate import generate
+from tunesmith.inference.prefix_cache import PrefixCache
 from tunesmith.inference.request import Answer, Limits, StopStrings
 from tunesmith.inference.sampling import GREEDY, Sampling
 from tunesmith.inference.session import Session
@@ -172,3 +173,21 @@ def test_seeded_answers_are_the_same_after_out_of_memory(opened: Opened) -> None
     with model.register_forward_pre_hook(out_of_memory_once, with_kwargs=True):
         assert answered() == wanted
     assert passes[0] < 0
+
+
+def test_passes_that_read_prompts_alternate_with_steps_and_known_prompts_need_none(opened: Opened) -> None:
+    prefixes = PrefixCache(2**20)
+    session = Session(opened("llama"), slots=4, slot_tokens=SLOT_TOKENS, prefixes=prefixes, interleave=True)
+    session.submit(PREFIX, Limits(9))
+    assert session.step() == []
+    session.submit([*PREFIX, 5, 6, 7], Limits(9))
+    assert [index for index, _ in session.step()] == [0], "a prompt was read just before, so the first one is decoded"
+    assert session.step() == []
+    assert session.running == 2
+    session.step()
+    for _ in range(2):
+        session.submit(PREFIX, Limits(9))
+        assert session.step() == []
+    assert session.running == 4, "nothing was read, so nobody waited for it"
+    assert prefixes.hits == 3
+    assert {index for index, _ in session.step()} == {0, 1, 2, 3}
