@@ -27,7 +27,7 @@ async def chat_answer(request: ChatRequest, plan: Plan) -> dict[str, Any]:
 def _choice(request: ChatRequest, plan: Plan, place: int, answer: Collected) -> dict[str, Any]:
     prompts = plan.model.prompts
     text = prompts.answer_text(answer.ids, plan.stop)
-    scores = chat_logprobs(answer.scores, prompts.token_bytes) if request.top is not None else None
+    scores = _logprobs(request, plan, answer.scores)
     choice = {
         "index": place,
         "message": {"role": "assistant", "content": text, "refusal": None},
@@ -47,7 +47,8 @@ async def chat_chunks(request: ChatRequest, plan: Plan) -> AsyncGenerator[dict[s
 
     def chunk(place: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         scores, held[place] = held[place], []
-        choice = {"index": place, "delta": delta, "logprobs": _logprobs(request, plan, scores), "finish_reason": reason}
+        choice = {"index": place, "delta": delta, "finish_reason": reason}
+        choice["logprobs"] = _logprobs(request, plan, scores) if scores else None
         if request.return_token_ids:
             choice["token_ids"] = [score.id for score in scores]
         return {**common, "choices": [choice], **({"usage": None} if with_usage else {})}
@@ -70,6 +71,6 @@ async def chat_chunks(request: ChatRequest, plan: Plan) -> AsyncGenerator[dict[s
 
 
 def _logprobs(request: ChatRequest, plan: Plan, scores: Sequence[Token]) -> dict[str, Any] | None:
-    if request.top is None or not scores:
+    if request.top is None:
         return None
-    return chat_logprobs(scores, plan.model.prompts.token_bytes)
+    return chat_logprobs(scores, plan.model.prompts.token_bytes, as_ids=request.return_tokens_as_token_ids)

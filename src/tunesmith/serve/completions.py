@@ -38,7 +38,8 @@ def _choice(request: CompletionRequest, plan: Plan, place: int, answer: Collecte
 def _logprobs(request: CompletionRequest, plan: Plan, scores: list[Token], *, offset: int = 0) -> dict[str, Any] | None:
     if request.top is None:
         return None
-    return completion_logprobs(scores, plan.model.prompts.token_bytes, top=request.top, offset=offset)
+    token_bytes, as_ids = plan.model.prompts.token_bytes, request.return_tokens_as_token_ids
+    return completion_logprobs(scores, token_bytes, top=request.top, as_ids=as_ids, offset=offset)
 
 
 def _ids(prompt: Ids | None, ids: Any) -> dict[str, Any]:

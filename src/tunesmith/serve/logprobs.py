@@ -18,12 +18,16 @@ def token_text(content: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
-def chat_logprobs(scores: Sequence[Token], token_bytes: TokenBytes) -> dict[str, Any]:
-    """Return {content: a list of {token, logprob, bytes, top_logprobs}}."""
+def chat_logprobs(scores: Sequence[Token], token_bytes: TokenBytes, *, as_ids: bool) -> dict[str, Any]:
+    """Return {content: a list of {token, logprob, bytes, top_logprobs}}.
+
+    Args:
+        as_ids: write a token as `token_id:5` instead of its text, which several tokens may share.
+    """
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         content = token_bytes(token)
-        return {"token": token_text(content), "logprob": _finite(logprob), "bytes": list(content)}
+        return {"token": _name(token, content, as_ids), "logprob": _finite(logprob), "bytes": list(content)}
 
     content = [
         {
@@ -36,20 +40,22 @@ def chat_logprobs(scores: Sequence[Token], token_bytes: TokenBytes) -> dict[str,
 
 
 def completion_logprobs(
-    scores: Sequence[Token], token_bytes: TokenBytes, *, top: int, offset: int = 0
+    scores: Sequence[Token], token_bytes: TokenBytes, *, top: int, as_ids: bool, offset: int = 0
 ) -> dict[str, Any]:
     """Return {tokens, token_logprobs, top_logprobs, text_offset}, lists with an item for each token.
 
     Args:
         top: the number of most likely tokens that the request asked for.
+        as_ids: as in `chat_logprobs`.
         offset: the number of characters before the first token.
     """
     tokens, offsets = [], []
     for score in scores:
-        tokens.append(token_text(token_bytes(score.id)))
+        content = token_bytes(score.id)
+        tokens.append(_name(score.id, content, as_ids))
         offsets.append(offset)
-        offset += len(tokens[-1])
-    tops = [_top_texts(score, token_bytes) if top else None for score in scores]
+        offset += len(content.decode(errors="ignore"))
+    tops = [_top_names(score, token_bytes, as_ids) if top else None for score in scores]
     return {
         "tokens": tokens,
         "token_logprobs": [
@@ -60,14 +66,18 @@ def completion_logprobs(
     }
 
 
-def _top_texts(score: Token, token_bytes: TokenBytes) -> dict[str, float] | None:
-    """Return the most likely tokens by their text; of two with the same text, the likelier."""
+def _top_names(score: Token, token_bytes: TokenBytes, as_ids: bool) -> dict[str, float] | None:
+    """Return the most likely tokens and the token itself by name; of two with the same name, the likelier."""
     if score.log_probability is None:
         return None
-    texts: dict[str, float] = {}
-    for token, logprob in score.top:
-        texts.setdefault(token_text(token_bytes(token)), _finite(logprob))
-    return texts
+    names: dict[str, float] = {}
+    for token, logprob in (*score.top, (score.id, score.log_probability)):
+        names.setdefault(_name(token, token_bytes(token), as_ids), _finite(logprob))
+    return names
+
+
+def _name(token: int, content: bytes, as_ids: bool) -> str:
+    return f"token_id:{token}" if as_ids else token_text(content)
 
 
 def _finite(logprob: float | None) -> float:

@@ -1,7 +1,7 @@
 """The requests that the server accepts. A field that it does not know, or cannot honour, is an error.
 
 Fields and limits are those of OpenAI's API, and some of vLLM's: `top_k`, `min_p`, `repetition_penalty`,
-`return_token_ids`, and the requests of /tokenize and /detokenize.
+`return_token_ids`, `return_tokens_as_token_ids`, and the requests of /tokenize and /detokenize.
 """
 
 from collections.abc import Mapping, Sequence
@@ -156,12 +156,20 @@ class GenerationRequest(_Request):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=_MAX_BIASES)
     seed: int | None = Field(default=None, ge=0, le=_MAX_SEED)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     user: str | None = None  # names the client's own user; it never changes an answer and is not stored
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the request asks for log-probabilities."""
+        return bool(getattr(self, "logprobs", None) not in (None, False))
 
     @model_validator(mode="after")
     def _check_effects(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             raise _field_error("stream_options", "has no effect without `stream`")
+        if self.return_tokens_as_token_ids and not self.has_scores:
+            raise _field_error("return_tokens_as_token_ids", "has no effect without `logprobs`")
         if self.temperature is None:
             options = {"top_p": self.top_p not in (None, 1), "top_k": (self.top_k or 0) > 0, "min_p": bool(self.min_p)}
             options["n"] = self.n > 1

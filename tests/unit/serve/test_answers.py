@@ -133,6 +133,10 @@ def test_echo_scores_the_prompt(served: Server) -> None:
     assert longer["logprobs"]["token_logprobs"][1:-1] == pytest.approx(scores[1:], abs=1e-5)
     for score, top in zip(scores[1:], only["logprobs"]["top_logprobs"][1:], strict=True):
         assert score <= max(top.values()) + 1e-6
+    named = served.post("/v1/completions", max_tokens=0, return_tokens_as_token_ids=True, **body).json()["choices"][0]
+    assert named["logprobs"]["tokens"] == [f"token_id:{token}" for token in ids]
+    assert named["logprobs"]["text_offset"] == only["logprobs"]["text_offset"]
+    assert named["logprobs"]["top_logprobs"][1][f"token_id:{ids[1]}"] == scores[1]
     without = served.post("/v1/completions", max_tokens=1, **{**body, "echo": False}).json()["choices"][0]
     assert longer["text"] == only["text"] + without["text"]
 

@@ -63,6 +63,7 @@ def test_an_unknown_field_is_refused_by_name_even_if_null(field: str) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"), ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"logprobs": 1}, "logprobs"),
+        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"presence_penalty": 3}, "presence_penalty"),
         ({"messages": []}, "messages"), ({"messages": {}}, "messages"), ({"messages": USER, "row": {}}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),

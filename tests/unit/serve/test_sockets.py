@@ -68,6 +68,21 @@ def test_the_client_of_openai(served: Server, address: tuple[str, int]) -> None:
         openai.OpenAI(base_url=url, api_key="wrong-key", max_retries=0).models.list()
 
 
+def test_the_client_of_langchain(address: tuple[str, int]) -> None:
+    chat_models = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+    url = f"http://{address[0]}:{address[1]}/v1"
+    model = chat_models.ChatOpenAI(base_url=url, api_key=KEY, model="tiny", temperature=0, max_tokens=12, max_retries=0)
+    answer = model.invoke("Say red and cat.")
+    assert answer.response_metadata["model_name"] == "tiny"
+    assert "".join(chunk.content for chunk in model.stream("Say red and cat.")) == answer.content
+    assert [each.content for each in model.batch(["Say red and cat."] * 3)] == [answer.content] * 3
+    scored = model.bind(logprobs=True, top_logprobs=2).invoke("Say red and cat.")
+    assert len(scored.response_metadata["logprobs"]["content"]) == answer.usage_metadata["output_tokens"]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    with pytest.raises(openai.BadRequestError):
+        model.bind_tools(tools).invoke("Say red.")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_disconnects_frees_its_slot(served: Server, address: tuple[str, int], stream: bool) -> None:
     before = served.worker("tiny").stats
