@@ -128,3 +128,17 @@ def test_go_template_of_chatml() -> None:
         '{{ else if eq $m.Role "assistant" }}<|im_start|>assistant\n{{ $m.Content }}<|im_end|>\n{{ end }}{{ end }}'
         "<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain <|x|>\n", "plain <|x|>\n"),
+        ("a {{ b", '{{ "a {{ b" }}'),
+        ("a{", '{{ "a{" }}'),
+        ('say """\n', '{{ "say \\"\\"\\"\\n" }}'),
+        ("\u00a0\U000e0001", '{{ "\\u00a0\\U000e0001" }}'),
+    ],
+)
+def test_text_that_go_or_the_modelfile_would_change_is_a_literal(text: str, expected: str) -> None:
+    assert go_text(text) == expected
