@@ -1,5 +1,6 @@
 """The commands that carry out a run: `run`, one for each stage, `status` and `cancel`."""
 
+from os.path import normpath
 from shlex import quote
 from typing import Any
 
@@ -86,7 +87,8 @@ def print_run(run: RunDir, as_json: bool, refused: VerdictRefused | None = None)
             if (before := promoted.get("replaced")) is not None:
                 compared = "" if promoted.get("incumbent") else ", which was not compared"
                 lines.append(f"        {promoted['alias']} was version {before}{compared}")
-        lines += [f"export: {run.path / entry['folder']} ({entry['type']}, {entry['proof']})" for entry in exports]
+        for entry in exports:
+            lines.append(f"export: {normpath(run.path / entry['folder'])} ({entry['type']}, {entry['proof']})")
         return "\n".join(lines)
 
     print_result(result, as_json, text)

@@ -129,7 +129,7 @@ class RunPlan:
         """Raise DoesNotFit if there is too little memory or disk space."""
         disk, cluster, memory = self.disk, self.cluster, self.cluster.memory
         needs = (
-            ("the checkpoints need", disk.needed, disk.free, self.run,
+            (f"the checkpoints{' and exports' if self.exports else ''} need", disk.needed, disk.free, self.run,
              "free disk space, or lower train.keep_checkpoints", "not-enough-disk"),
             ("the weights need", disk.to_fetch, disk.fetch_free, str(hub_cache()),
              "free disk space, or set HF_HUB_CACHE to a folder on another disk", "not-enough-disk"),

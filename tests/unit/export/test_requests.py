@@ -13,6 +13,8 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.export.formats import Options
 from tunesmith.export.requests import check_base_for_exports, check_requests, requests_of
 from tunesmith.fetch.model_folder import ModelFolder
+from tunesmith.pipeline.runs import identity
+from tunesmith.pipeline.stage_state import wanted_stages
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.schema import Recipe
 
@@ -97,3 +99,16 @@ def test_a_missing_program_and_an_unknown_architecture_are_refused_before_traini
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with raises(RecipeError, "missing-package", "gguf-proof"):
         check_requests(read, run)
+
+
+def test_export_is_the_last_stage_if_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    stages = wanted_stages(loaded(tmp_path, {"to": "merged"})[0])
+    assert [stage.name for stage in stages] == ["prepare", "train", "evaluate", "export"]
+    assert stages[-1].command == "run"  # of its Slurm job, on one process
+    assert not stages[-1].on_all_ranks
+    assert "export" not in [stage.name for stage in wanted_stages(load_recipe(recipe(tmp_path, tmp_path / "base")))]
+
+
+def test_exports_can_be_added_to_a_finished_run(tmp_path: Path) -> None:
+    without = load_recipe(recipe(tmp_path, tmp_path / "base"))
+    assert identity(without) == identity(loaded(tmp_path, {"to": "merged"})[0])

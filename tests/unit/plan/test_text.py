@@ -91,7 +91,11 @@ AT_BEST = replace(
     scripts={}, slurm=None,
 )  # fmt: skip
 
-EARLY = replace(PLAN, steps=replace(PLAN.steps, valid_every_steps=10, decay_steps=30, stop_after=3))
+EARLY = replace(
+    PLAN,
+    steps=replace(PLAN.steps, valid_every_steps=10, decay_steps=30, stop_after=3),
+    exports={"merged": 0.5, "gguf-q8_0": 0.64},
+)
 
 
 def test_plan_text_is_that_of_the_golden_file() -> None:
