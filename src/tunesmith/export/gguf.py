@@ -21,7 +21,7 @@ from tunesmith.gguf.architectures import find_architecture, read_model_config
 from tunesmith.gguf.lora import LORA_TYPES, write_lora_gguf
 from tunesmith.gguf.quantize_with import write_quantized_gguf
 from tunesmith.gguf.tensor_types import K_TYPES
-from tunesmith.gguf.write import write_gguf
+from tunesmith.gguf.write import describe_model, write_gguf
 
 _DEFAULT, _ADAPTER_DEFAULT = "f16", "f32"
 _MIN_CONTEXT = 2048
@@ -29,17 +29,28 @@ _MIN_CONTEXT = 2048
 
 def check(model: ModelFolder, options: Options) -> None:
     """Raise RecipeError if llama.cpp cannot run the model or read the adapter, or if the type needs another program."""
-    find_architecture(read_model_config(model.root.path), model.root.path)
     kind = _type(options)
     if options.adapter_only:
+        find_architecture(read_model_config(model.root.path), model.root.path)
         adapter.check(model, Options(readers=("llama.cpp",)))
         if kind not in LORA_TYPES:
             message = f"an adapter is not written as `{kind}`"
             raise RecipeError(message, where="--type", hint=f"use {', '.join(LORA_TYPES)}", code="wrong-value")
+    else:
+        _require_describable(model)
     if (kind in K_TYPES) != bool(options.quantize_with):
         message = f"`{kind}` is written by llama-quantize" if kind in K_TYPES else f"`{kind}` needs no other program"
         hint = "add --quantize-with /path/to/llama-quantize" if kind in K_TYPES else "leave --quantize-with out"
         raise RecipeError(message, where="--quantize-with", hint=hint, code="contradiction")
+
+
+def _require_describable(model: ModelFolder) -> None:
+    """Raise RecipeError if a file of the base could not be written; training changes only weights and adds tokens."""
+    try:
+        describe_model(model.root.path)
+    except RecipeError as error:
+        if error.code != "no-stop-token":  # `model.chat_markup` may have added one
+            raise
 
 
 def require_engine() -> None:

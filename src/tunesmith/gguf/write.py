@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.suggest import did_you_mean
@@ -12,7 +12,7 @@ from tunesmith.gguf.hyperparameters import hyperparameters
 from tunesmith.gguf.model_name import name_in_file
 from tunesmith.gguf.rope import describe_rope
 from tunesmith.gguf.tensor_types import GGUF_TYPES, GgufType
-from tunesmith.gguf.tensors import computed_tensor, list_tensors
+from tunesmith.gguf.tensors import Tensor, computed_tensor, list_tensors
 from tunesmith.gguf.vocabulary import describe_vocabulary
 
 
@@ -36,6 +36,29 @@ def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, Any
     """
     file_type = find_type(type)
     refuse_existing(out)
+    model = describe_model(folder)
+    written = {**general_metadata(folder, file_type), **model.metadata, **metadata}
+    written["general.name"] = name_in_file(written["general.name"], strips_like_phi3=model.strips_like_phi3)
+    write_file(out, model.architecture, written, model.tensors, file_type)
+    return model.warnings
+
+
+class Description(NamedTuple):
+    """Everything about a model except its weights, and warnings for the user."""
+
+    architecture: str
+    metadata: dict[str, Any]
+    tensors: list[Tensor]
+    warnings: list[str]
+    strips_like_phi3: bool
+
+
+def describe_model(folder: Path) -> Description:
+    """Return the metadata and the tensors of a model. Only the headers of its weights are read.
+
+    Raises:
+        RecipeError: the model cannot be written. Only its weights can still be refused later.
+    """
     config = read_model_config(folder)
     architecture = find_architecture(config, folder)
     rope = describe_rope(config, architecture.scalings, where=str(folder / "config.json"))
@@ -44,15 +67,14 @@ def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, Any
     rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
     shape, shape_warnings = hyperparameters(config, architecture, vocabulary=rows)
     vocabulary = describe_vocabulary(folder, rows=rows)
-    written = {
-        **general_metadata(folder, file_type),
-        **{f"{architecture.name}.{key}": value for key, value in (shape | rope.metadata).items()},
-        **vocabulary.metadata,
-        **metadata,
-    }
-    written["general.name"] = name_in_file(written["general.name"], strips_like_phi3=vocabulary.strips_like_phi3)
-    write_file(out, architecture.name, written, tensors, file_type)
-    return [*shape_warnings, *vocabulary.warnings]
+    metadata = {f"{architecture.name}.{key}": value for key, value in (shape | rope.metadata).items()}
+    return Description(
+        architecture.name,
+        metadata | vocabulary.metadata,
+        tensors,
+        [*shape_warnings, *vocabulary.warnings],
+        vocabulary.strips_like_phi3,
+    )
 
 
 def find_type(name: str) -> GgufType:
