@@ -11,6 +11,7 @@ from openai.types import Completion
 from openai.types import Model as ModelEntry
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.support.served import HELLO, Server, server
+from tests.support.tiny import save_seq2seq
 from tests.support.tuned import CHAT, MESSAGES, SEVERAL_COLUMNS, TEXT, tuned_model
 
 from tunesmith.fetch.model_folder import ModelFolder
@@ -242,6 +243,19 @@ def test_models_of_other_tasks_say_what_they_take(tiny: Path, tmp_path: Path) ->
         row = {"context": "c", "q": "q", "tools": "t"}
         assert running.post("/v1/chat/completions", model="rows", row=row, max_tokens=2).status_code == 200
         assert running.post("/v1/chat/completions", model="turns", **HELLO).status_code == 200
+
+
+def test_an_encoder_decoder_model_is_served(tmp_path: Path) -> None:
+    data = {"task": "seq2seq", "prompt": "Say {mr}", "response": "{ref}"}
+    folder = tuned_model(save_seq2seq(tmp_path / "t5"), tmp_path / "tuned", data, precision="fp32")
+    with server(f"tiny={folder}") as running:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "4 7 2"}], "max_tokens": 8}
+        answer = ask(running, **body).choices[0]
+        assert answer.message.content == open_chatter(folder).ask("4 7 2", max_new_tokens=8)
+        streamed = events(running.post("/v1/chat/completions", **body, stream=True))
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == answer.message.content
+        scored = running.post("/v1/completions", model="tiny", prompt="4 7", echo=True, logprobs=1)
+        assert (scored.status_code, scored.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_adapters_and_base_answer_at_once_as_if_alone(folders: Mapping[str, ModelFolder]) -> None:
