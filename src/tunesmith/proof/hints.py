@@ -15,13 +15,19 @@ _HINTS = {
 
 
 def hint_for(proof: Proof) -> str:
-    """Return the usual cause of the first failed check; for quantized weights, the types to use instead."""
+    """Return the usual cause of the first failed check; for quantized weights, what to use instead.
+
+    If an export is one of the two models of an adapter that was trained on a quantized base, its conversion is right.
+    """
     failed = [check.name for check in proof.failed]
     if not failed:
         return "the engine offers no way to check logits or answers"
     measures = [measure for check in proof.failed for measure in check.measures]
     if any(measure.name == ANSWERED and not measure.passed for measure in measures):
         return "the engine refused prompts, usually because its context is too short: give it a longer one"
+    quantization, statuses = proof.reference.get("base_quantization"), {c.name: c.status for c in proof.checks}
+    if quantization and statuses.get("base") == "passed" and not {"ids", "template"} & set(failed):
+        return f"the adapter needs the base in {quantization}, as trained: use `tunesmith serve`, or train with `lora`"
     is_quantized = tolerance_for(proof.type).max_gap is None
     if is_quantized and not {"ids", "template"} & set(failed):
         return _QUANTIZED
