@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.cases import Command
 from tests.support.endpoint import endpoint
+from tests.support.served import serve_command
 
 from tunesmith.core.json_server import JsonServer
 from tunesmith.engines.llama_cpp import LlamaCpp, start_llama_cpp
@@ -81,6 +82,13 @@ def test_a_server_of_chat_completions_allows_two_checks(tunesmith: Command, fini
     assert result.code == 0, result
     missing = dict.fromkeys(("ids", "template", "logits"), "not possible")
     assert statuses(result.out) == {**missing, "answers": "passed", "verdict": "passed"}
+
+
+def test_tunesmiths_own_server_allows_every_check(tunesmith: Command, finished: Path) -> None:
+    with serve_command(f"own={finished / 'runs/a'}", "--precision", "fp32") as (_, facts):
+        result = tunesmith("prove", facts["url"], finished / "runs/a", "--served-as", "own", "--json")
+    assert result.code == 0, result
+    assert statuses(result.out) == dict.fromkeys(CHECKS, "passed")
 
 
 def test_a_model_that_is_not_served_is_refused(tunesmith: Command, finished: Path, served: LlamaCpp) -> None:

@@ -177,6 +177,12 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("no such host", ("loop@staging", "--host", "no-such-host.invalid", "--port", "0"), 2),
         ("no memory", ("loop@staging", "--cache", "0", "--port", "0"), 2),
         ("no time", ("loop@staging", "--timeout", "0"), 2),
+        ("vLLM is not installed", ("loop@1", "--engine", "vllm"), 2),
+        ("an option of the own server", ("loop@1", "--engine", "llama.cpp", "--base"), 2),
+        ("two models in another program", ("loop@1", "base", "--engine", "llama.cpp"), 2),
+        ("no such engine", ("loop@1", "--engine", "ollama"), 2),
+        ("a type for the own server", ("loop@1", "--type", "q8_0"), 2),
+        ("no such type", ("loop@1", "--engine", "llama.cpp", "--type", "q99", "--port", "0"), 2),
     ],
     "doctor": [("no such option", ("--frob",), 2)],
 }  # fmt: skip

@@ -1,6 +1,8 @@
 """The command `serve`: answer requests over HTTP."""
 
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +31,8 @@ def serve(
     queue: int = 64,
     timeout: float = 300.0,
     drain: int = 30,
+    engine: Literal["llama.cpp", "vllm"] | None = None,
+    type: str | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer requests over HTTP, as OpenAI's API, until Ctrl-C or SIGTERM.
@@ -51,11 +55,15 @@ def serve(
         queue: Number of requests that may wait; further ones get status 429.
         timeout: Seconds in which an answer must be complete, including the time in the queue.
         drain: Seconds for requests to finish after SIGTERM.
+        engine: Another program that serves one model: it is exported and proved, the program is started, and what it
+            answers is proved again. Only --host, --port, --max-tokens and --type have an effect on it.
+        type: Type of the weights for --engine: f16, bf16, f32, or a type of GGUF for llama.cpp. Default: f16 for
+            llama.cpp, that of the model for vLLM.
         as_json: Print the address and the models as one line of JSON when the server is ready.
 
     Examples:
-        tunesmith serve shop-sql@staging --base
-        tunesmith serve shop-sql@staging shop-sql@1 --port 8080
+        tunesmith serve shop-sql@staging shop-sql@1 --base
+        tunesmith serve shop-sql@staging --engine llama.cpp --type q8_0
     """
     if not models:
         hint = "pass one or more, such as NAME@staging"
@@ -66,6 +74,17 @@ def serve(
     _require("--queue", queue, queue >= 0, "0 or more")
     _require("--timeout", timeout, 0 < timeout < float("inf"), "above 0 seconds")
     _require("--drain", drain, drain >= 0, "0 or more seconds")
+    if type is not None and engine is None:
+        raise RecipeError("--type has no effect without --engine", code="usage", hint="use --precision")
+    if engine is not None:
+        own = {
+            "--base": base, "--precision": precision, "--system": system != "recipe", "--api-key-file": api_key_file,
+            "--allowed-host": allowed_host, "--cache": cache, "--queue": queue != 64, "--timeout": timeout != 300,
+            "--drain": drain != 30, "a second model": len(models) > 1,
+        }  # fmt: skip
+        _refuse_own_options(own, engine)
+        _serve_by_engine(models[0], engine, host, port, type, max_tokens, as_json)
+        return
     from tunesmith.serve.command import ServeOptions
     from tunesmith.serve.command import serve as serve_models
     from tunesmith.serve.pool import PoolOptions
@@ -73,14 +92,38 @@ def serve(
     pool = PoolOptions(precision, system, cache, max_tokens, queue)
     options = ServeOptions(host, port, base, pool, api_key_file, tuple(allowed_host or ()), timeout, drain)
 
-    def announce(facts: dict[str, Any]) -> None:
-        if as_json:
-            print_json(facts, indent=None)
-            sys.stdout.flush()
-        else:
-            print(announcement(facts), flush=True)
+    serve_models(models, options, announce=partial(_announce, announcement, as_json))
 
-    serve_models(models, options, announce=announce)
+
+def _announce(text_of: Callable[[dict[str, Any]], str], as_json: bool, facts: dict[str, Any]) -> None:
+    if as_json:
+        print_json(facts, indent=None)
+    else:
+        print(text_of(facts))
+    sys.stdout.flush()
+
+
+def _refuse_own_options(own: Mapping[str, object], engine: str) -> None:
+    for name in (name for name, is_set in own.items() if is_set):
+        hint = "leave it out, or leave out --engine"
+        raise RecipeError(f"{name} has no effect with --engine {engine}", code="no-effect", hint=hint)
+
+
+def _serve_by_engine(
+    model: str, engine: Literal["llama.cpp", "vllm"], host: str, port: int, type: str | None, tokens: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from tunesmith.serve.engine import EngineOptions, serve_by_engine
+
+    options = EngineOptions(engine, host, port, type, tokens)
+    serve_by_engine(model, options, announce=partial(_announce, _engine_announcement, as_json))
+
+
+def _engine_announcement(facts: dict[str, Any]) -> str:
+    return (
+        f"{facts['engine']} serves {facts['model']} ({facts['type']}) at {facts['url']}\n"
+        f"  proved again over HTTP; its log is {facts['log']}\n  {_curl(facts, facts['model'])}"
+    )
 
 
 def _require(option: str, value: object, is_allowed: bool, allowed: str) -> None:
@@ -101,7 +144,12 @@ def announcement(facts: dict[str, Any]) -> str:
         )
     for name, template in facts["prompts"].items():
         lines.append(f"  {name}: messages are sent as they are; send a `row` to fill the recipe's prompt {template!r}")
-    key = ' -H "Authorization: Bearer $TUNESMITH_API_KEY"' if facts["api_key"] else ""
-    body = f'{{"model": "{next(iter(facts["models"]))}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    lines.append(f"  curl {facts['url']}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+    lines.append(f"  {_curl(facts, next(iter(facts['models'])))}")
     return "\n".join(lines)
+
+
+def _curl(facts: dict[str, Any], model: str) -> str:
+    """Return a request to try."""
+    key = ' -H "Authorization: Bearer $TUNESMITH_API_KEY"' if facts["api_key"] else ""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return f"curl {facts['url']}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

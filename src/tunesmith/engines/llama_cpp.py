@@ -14,7 +14,7 @@ from tunesmith.core.errors import RecipeError, install_hint
 from tunesmith.core.json_server import JsonServer, RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
 from tunesmith.engines.greedy_scores import Step, score_by_answers
-from tunesmith.engines.llama_cpp_server import LlamaCppOptions
+from tunesmith.engines.llama_cpp_server import KEY_VARIABLE, LlamaCppOptions
 from tunesmith.engines.server_process import ServerProcess
 from tunesmith.inference.endpoint import ask_chat
 
@@ -131,11 +131,12 @@ def _match(chosen: Ids, ids: Ids) -> list[int]:
     return [next(place for place in places if chosen[place] == token) for token in ids]
 
 
-def start_llama_cpp(file: Path, *, lora: Path | None = None, **options: Any) -> LlamaCpp:
+def start_llama_cpp(file: Path, *, lora: Path | None = None, key: str | None = None, **options: Any) -> LlamaCpp:
     """Start llama.cpp with a GGUF file, in a process that ends when we do.
 
     Args:
         lora: an adapter as a GGUF file.
+        key: the API key that the server asks for.
         options: other fields of `LlamaCppOptions`, such as `slot_tokens`.
 
     Raises:
@@ -145,13 +146,13 @@ def start_llama_cpp(file: Path, *, lora: Path | None = None, **options: Any) -> 
     version = llama_cpp_version()
     settings = LlamaCppOptions(str(file), str(lora) if lora else None, **options)
     command = [sys.executable, "-P", "-m", "tunesmith.engines.llama_cpp_server", settings.to_json()]
-    process = ServerProcess("llama.cpp", command)
+    process = ServerProcess("llama.cpp", command, environment={KEY_VARIABLE: key or ""})
     try:
         url = process.wait_until(lambda: _address(process), _SECONDS_TO_LOAD)
     except BaseException:
         process.close()
         raise
-    return LlamaCpp(JsonServer(url, before_retry=process.check), settings.name, version, process=process)
+    return LlamaCpp(JsonServer(url, key=key, before_retry=process.check), settings.name, version, process=process)
 
 
 def llama_cpp_version() -> str:

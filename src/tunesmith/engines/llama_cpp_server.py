@@ -10,6 +10,9 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+KEY_VARIABLE = "TUNESMITH_ENGINE_KEY"
+"""The environment variable with the API key of the server, if it has one; arguments are visible to other users."""
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppOptions:
@@ -26,7 +29,6 @@ class LlamaCppOptions:
         threads: 0 for half of the processors that this process may use, which are usually two for each core.
         port: 0 for a free one.
         alias: the name of the model in /v1/models; default the name of the file.
-        key_variable: the environment variable with the API key, if it is set.
     """
 
     model: str
@@ -37,7 +39,6 @@ class LlamaCppOptions:
     host: str = "127.0.0.1"
     port: int = 0
     alias: str | None = None
-    key_variable: str = ""
 
     @property
     def name(self) -> str:
@@ -68,8 +69,9 @@ def serve(options: LlamaCppOptions) -> None:
     # Two threads for each core would wait for each other: they spin, and are slow if other programs run too.
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // 2)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    if key := os.environ.get(options.key_variable):
+    if key := os.environ.get(KEY_VARIABLE):
         params.api_keys = [key]
+    params.cors_origins = ""  # by default any page in a browser of this machine may ask
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:

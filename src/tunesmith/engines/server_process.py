@@ -25,6 +25,9 @@ _SECONDS_TO_EXIT = 10.0  # the guard kills the server after half of it
 class ServerProcess:
     """A server, with its log in a file that is deleted at the end unless the server failed.
 
+    Attributes:
+        log: the file.
+
     Args:
         name: the program, for errors.
         command: the program and its arguments.
@@ -34,24 +37,24 @@ class ServerProcess:
     def __init__(self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
         self._name, self._failed = name, False
         descriptor, path = tempfile.mkstemp(prefix="tunesmith-engine-", suffix=".log")
-        self._log = Path(path)
+        self.log = Path(path)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD), *command], stdin=subprocess.PIPE, stdout=descriptor,
                 stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True,
             )  # fmt: skip
         except OSError:
-            self._log.unlink()
+            self.log.unlink()
             raise
         finally:
             os.close(descriptor)
 
     def log_end(self) -> str:
         """Return the end of what the server has written; "" after `close`."""
-        if not self._log.exists():
+        if not self.log.exists():
             return ""
-        with self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - _LOG_BYTES))
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _LOG_BYTES))
             return file.read().decode(errors="replace")
 
     def check(self) -> None:
@@ -78,7 +81,7 @@ class ServerProcess:
 
     def _error(self, message: str) -> TunesmithError:
         self._failed = True
-        return TunesmithError(message, where=self._name, hint=f"see {self._log}", code="engine-exited")
+        return TunesmithError(message, where=self._name, hint=f"see {self.log}", code="engine-exited")
 
     def wait(self) -> int:
         """Wait until the server exits, and return its exit code; an interruption ends it."""
@@ -99,7 +102,7 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         if not self._failed:
-            self._log.unlink(missing_ok=True)
+            self.log.unlink(missing_ok=True)
 
     def __enter__(self) -> "ServerProcess":
         return self

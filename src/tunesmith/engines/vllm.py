@@ -121,6 +121,7 @@ def start_vllm(
     adapters: Mapping[str, Path] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    key: str | None = None,
     options: Sequence[str] = (),
 ) -> VllmApi:
     """Start vLLM with a model's folder, in a process that ends when we do; ask the last adapter, or the model.
@@ -129,6 +130,7 @@ def start_vllm(
         name: the name under which the model is served.
         adapters: the folders of adapters on this model, each by the name under which it is served.
         port: 0 for a free one.
+        key: the API key that the server asks for.
         options: further options of `vllm serve`.
 
     Raises:
@@ -136,10 +138,11 @@ def start_vllm(
         TunesmithError: vLLM cannot load the folder; the message has the end of its log.
     """
     port = port or free_port()
-    command = [_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", name]
+    command = [vllm_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", name]
     command += ["--host", host, "--port", str(port), *serve_options(adapters or {}), *options]
-    process = ServerProcess("vLLM", command, environment={"VLLM_NO_USAGE_STATS": "1"})
-    server = JsonServer(f"http://{host}:{port}", before_retry=process.check)
+    environment = {"VLLM_NO_USAGE_STATS": "1", **({"VLLM_API_KEY": key} if key else {})}
+    process = ServerProcess("vLLM", command, environment=environment)
+    server = JsonServer(f"http://{host}:{port}", key=key, before_retry=process.check)
     try:
         version = process.wait_until(lambda: _version(server), _SECONDS_TO_LOAD)
     except BaseException:
@@ -184,7 +187,8 @@ def _version(server: JsonServer) -> str | None:
         return None
 
 
-def _python() -> str:
+def vllm_python() -> str:
+    """Return the Python of an environment with vLLM; raise RecipeError if none is known."""
     if path := os.environ.get(PYTHON_VARIABLE):
         return path
     if importlib.util.find_spec("vllm"):
