@@ -31,17 +31,21 @@ class ServerProcess:
     Args:
         name: the program, for errors.
         command: the program and its arguments.
-        environment: the variables of the environment that are added, or replaced.
+        environment: the variables of the environment that are added or replaced; None removes one.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str | None] | None = None
+    ) -> None:
         self._name, self._failed = name, False
         descriptor, path = tempfile.mkstemp(prefix="tunesmith-engine-", suffix=".log")
         self.log = Path(path)
+        merged = {**os.environ, **(environment or {})}
+        variables = {key: value for key, value in merged.items() if value is not None}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD), *command], stdin=subprocess.PIPE, stdout=descriptor,
-                stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True,
+                stderr=subprocess.STDOUT, env=variables, start_new_session=True,
             )  # fmt: skip
         except OSError:
             self.log.unlink()

@@ -140,7 +140,9 @@ def start_vllm(
     port = port or free_port()
     command = [vllm_python(), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", name]
     command += ["--host", host, "--port", str(port), *serve_options(adapters or {}), *options]
-    environment = {"VLLM_NO_USAGE_STATS": "1", **({"VLLM_API_KEY": key} if key else {})}
+    # Our command line turns torch's compiler off for itself; vLLM does not start without it.
+    environment: dict[str, str | None] = {"VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": None}
+    environment |= {"VLLM_API_KEY": key} if key else {}
     process = ServerProcess("vLLM", command, environment=environment)
     server = JsonServer(f"http://{host}:{port}", key=key, before_retry=process.check)
     try:

@@ -115,3 +115,12 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
         starter.send_signal(signal.SIGKILL)
         starter.wait()
         assert all_end(ids)
+
+
+def test_variables_are_added_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    script = "import os, time; print('got', os.environ.get('TORCHDYNAMO_DISABLE'), os.environ['ADDED'], flush=True)"
+    command = [sys.executable, "-S", "-c", f"{script}; time.sleep(100)"]
+    with ServerProcess("server", command, environment={"TORCHDYNAMO_DISABLE": None, "ADDED": "2"}) as server:
+        line = server.wait_until(lambda: next(iter(server.log_end().splitlines()), None), 30)
+    assert line == "got None 2"
