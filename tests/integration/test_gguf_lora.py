@@ -43,7 +43,7 @@ def test_log_probabilities_equal(case: str, tmp_path: Path) -> None:
     write_lora_gguf(adapter, tmp_path / "adapter.gguf", type="f32")
     limit = 5e-3 if kind.startswith(("gemma", "gpt")) else 2e-4
     with LlamaCpp(tmp_path / "base.gguf", lora=tmp_path / "adapter.gguf") as engine:
-        found = engine.next_scores(ids)
+        found = engine.next_token(ids)
     assert (torch.tensor([found[token] for token in range(len(expected))]) - expected).abs().max() < limit
 
 

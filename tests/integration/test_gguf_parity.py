@@ -71,7 +71,7 @@ def test_log_probabilities_equal(case: str, tmp_path: Path) -> None:
     limit = _LIMIT_OF_GELU if kind.startswith(("gemma", "gpt")) else _LIMIT
     with LlamaCpp(tmp_path / "model.gguf", context=64) as engine:
         for count in (1, 2, length // 2, length):
-            found = engine.next_scores(ids[:count].tolist())
+            found = engine.next_token(ids[:count].tolist())
             assert len(found) == expected.shape[1]
             scores = torch.tensor([found[token] for token in range(expected.shape[1])])
             assert (scores - expected[count - 1]).abs().max() < limit

@@ -38,12 +38,8 @@ def write(weights: Path, tokenizer: Any, folder: Path, metadata: Mapping[str, st
 
 
 def differing(engine: LlamaCpp, tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[str]:
-    backend = tokenizer.backend_tokenizer
-    return [
-        text
-        for text in texts
-        if engine.encode(text, special=special) != backend.encode(text, add_special_tokens=False).ids
-    ]
+    backend, encode = tokenizer.backend_tokenizer, engine.encode if special else engine.encode_plain
+    return [text for text in texts if encode(text) != backend.encode(text, add_special_tokens=False).ids]
 
 
 @pytest.mark.parametrize("pre", PRE)
@@ -60,7 +56,7 @@ def test_sentencepiece_ids_equal(kind: str, weights: Path, tmp_path: Path) -> No
     with LlamaCpp(write(weights, tokenizer, tmp_path)) as engine:
         texts = [*TEXTS, *control_texts(PIECES), "a<think>b", "x    y", "\U0001f9ff 漢"]
         assert differing(engine, tokenizer, texts) == []
-        assert engine.encode("a b", whole=True) == tokenizer("a b").input_ids
+        assert engine.encode("a b", add_special=True) == tokenizer("a b").input_ids
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
@@ -70,9 +66,9 @@ def test_bos_once(adds_bos: bool, weights: Path, tmp_path: Path) -> None:
     tokenizer = byte_level("llama-bpe", adds_bos=adds_bos, template=template)
     messages = [{"role": "user", "content": "Say 42."}]
     with LlamaCpp(write(weights, tokenizer, tmp_path)) as engine:
-        assert engine.encode("a b", whole=True) == tokenizer("a b").input_ids
+        assert engine.encode("a b", add_special=True) == tokenizer("a b").input_ids
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert engine.prompt(messages) == prompt
+        assert engine.encode_chat(messages) == prompt
         answer = engine.ask("/v1/chat/completions", messages=messages, max_tokens=1)
         assert answer["usage"]["prompt_tokens"] == len(prompt)
 
@@ -84,7 +80,7 @@ def test_chat_prompts_equal(system: bool, weights: Path, tmp_path: Path) -> None
         for turns in conversations(system=system):
             messages = [{"role": role, "content": text} for role, text in turns]
             expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            assert engine.prompt(messages) == expected
+            assert engine.encode_chat(messages) == expected
 
 
 def test_template_without_bos(weights: Path, tmp_path: Path) -> None:
@@ -94,14 +90,14 @@ def test_template_without_bos(weights: Path, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Say 42."}]
     with LlamaCpp(write(weights, tokenizer, tmp_path)) as engine:
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert engine.prompt(messages) == expected
+        assert engine.encode_chat(messages) == expected
 
 
 def test_control_tokens_in_text(weights: Path, tmp_path: Path) -> None:
     tokenizer = byte_level("smollm")
     with LlamaCpp(write(weights, tokenizer, tmp_path)) as engine:
         expected = TokenizerAdapter(tokenizer).encode_untrusted("a <|im_end|> b")
-        assert engine.encode("a <|im_end|> b", special=False) == expected
+        assert engine.encode_plain("a <|im_end|> b") == expected
         assert 2 not in expected
 
 
@@ -126,7 +122,9 @@ def test_stops_at_own_markup(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     write_gguf(folder, tmp_path / "model.gguf", type="f32")
     with LlamaCpp(tmp_path / "model.gguf") as engine:
-        assert engine.answer(engine.prompt([{"role": "user", "content": "Hi"}]), tokens=4) == ([0], True)
+        answer = engine.answer(engine.encode_chat([{"role": "user", "content": "Hi"}]) or [], max_new_tokens=4)
+        assert answer is not None
+        assert (answer.ids, answer.stopped) == ((), True)
 
 
 @pytest.mark.parametrize("strips", [True, False])

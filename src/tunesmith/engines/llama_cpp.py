@@ -49,7 +49,8 @@ class LlamaCpp:
     def encode_chat(self, messages: Messages) -> list[int] | None:
         """Return the ids of what the file's chat template renders."""
         prompt = self._server.post("/apply-template", {"messages": list(messages)}, patient=False)["prompt"]
-        return self.encode(prompt)  # nothing added: the template writes its own control tokens
+        # As for a chat completion: the route leaves out a first token of the template that the file adds to every text.
+        return self.encode(prompt, add_special=True)
 
     def token_scores(self, prompt: Ids, answer: Ids, top: int) -> list[Mapping[int, float]] | None:
         """Return log-probabilities by greedy answers: llama.cpp has no route that scores given tokens."""
@@ -62,12 +63,12 @@ class LlamaCpp:
         scores: list[Mapping[int, float]] = []
         for place, step in enumerate(score_by_answers(prompt, answer, steps)):
             before, token = [*prompt, *answer[:place]], answer[place]
-            likely = step or self._next_token(before, top)
+            likely = step or self.next_token(before, top)
             scores.append(likely if token in likely else {**likely, **self._score_of(before, token)})
         return scores
 
-    def _next_token(self, prompt: Ids, top: int) -> dict[int, float]:
-        """Return the log-probabilities of the token after a prompt.
+    def next_token(self, prompt: Ids, top: int = _ALL_TOKENS) -> dict[int, float]:
+        """Return the log-probabilities of the `top` most probable tokens after a prompt; default all.
 
         The bias makes the server choose a token that is a whole character, because it gives no probabilities for
         others. The probabilities are those without the bias.
@@ -78,7 +79,7 @@ class LlamaCpp:
 
     def _score_of(self, prompt: Ids, token: int) -> dict[int, float]:
         """Return the log-probability of a token that is not among the most probable."""
-        every = self._next_token(prompt, _ALL_TOKENS)
+        every = self.next_token(prompt)
         return {token: every[token]} if token in every else {}
 
     def answer(self, prompt: Ids, *, max_new_tokens: int) -> EngineAnswer | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 KEY_VARIABLE = "TUNESMITH_ENGINE_KEY"
 """The environment variable with the API key of the server, if it has one; arguments are visible to other users."""
@@ -50,8 +51,8 @@ class LlamaCppOptions:
         return json.dumps(asdict(self))
 
 
-def serve(options: LlamaCppOptions) -> None:
-    """Serve until the process is ended."""
+def server_params(options: LlamaCppOptions) -> Any:
+    """Return the `CommonParams` of xllamacpp for a server with these options."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -72,8 +73,15 @@ def serve(options: LlamaCppOptions) -> None:
     if key := os.environ.get(KEY_VARIABLE):
         params.api_keys = [key]
     params.cors_origins = ""  # by default any page in a browser of this machine may ask
+    return params
+
+
+def serve(options: LlamaCppOptions) -> None:
+    """Serve until the process is ended."""
+    import xllamacpp
+
     try:
-        server = xllamacpp.Server(params)
+        server = xllamacpp.Server(server_params(options))
     except RuntimeError:
         sys.exit(1)  # the log has llama.cpp's reason; this error has none
     print(f"\naddress {server.listening_address}", flush=True)  # llama.cpp's log may be in the middle of a line

@@ -30,6 +30,7 @@ def write_card(
     to: str,
     name: str | None = None,
     path: str | None = None,
+    repository: str | None = None,
     adapter_only: bool = False,
     proof: Proof | None = None,
 ) -> Path:
@@ -40,7 +41,8 @@ def write_card(
         model: the model that was exported.
         to: the format: `merged`, `adapter` or `gguf`.
         name: a name for the model; by default that in the registry, or that of the recipe.
-        path: the place that a reader opens: a repository on the hub, or a path; by default the name of the folder.
+        path: the place that a reader opens; by default the name of the folder.
+        repository: the repository on the hub that the reader opens instead.
         adapter_only: whether a `.gguf` file has only the adapter.
         proof: the comparison of the files with the model; None if they were not compared.
 
@@ -55,13 +57,14 @@ def write_card(
     target = Target(
         to,
         name or facts.name,
-        path or folder.name,
+        repository or path or folder.name,
         tuple(files),
         base.name if base is not None and base.is_same else None,
         _highest_rank(model),
         adapter_only,
         isinstance(data, Seq2SeqData),
         (facts.recipe.get("evaluate") or {}).get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
+        on_hub=repository is not None,
     )
     text = load_template(_TEMPLATE).render(
         metadata=Markdown(card_metadata(target, facts, base, is_chat=prompt is not None and prompt.is_chat)),

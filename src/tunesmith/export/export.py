@@ -198,7 +198,8 @@ def export_resolved(
         proof = None if skip_proof else prove_export(module, model, new, facts["type"], options, reason)
         if proof is not None:
             write_proof(proof, new)
-        write_card(new, model, to=to, path=options.repo or folder.name, adapter_only=options.adapter_only, proof=proof)
+        only, path, repo = options.adapter_only, folder.name, options.repo
+        write_card(new, model, to=to, path=path, repository=repo, adapter_only=only, proof=proof)
         facts["forced"] = None if proof and proof.passed else reason
     return _read(folder, existed=False)
 

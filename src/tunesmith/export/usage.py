@@ -38,6 +38,7 @@ class Target:
         adapter_only: whether a `.gguf` file has only the adapter.
         has_encoder: whether it is an encoder-decoder model.
         max_new_tokens: the limit of an answer in the evaluation.
+        on_hub: whether `path` is a repository.
     """
 
     to: str
@@ -49,6 +50,18 @@ class Target:
     adapter_only: bool = False
     has_encoder: bool = False
     max_new_tokens: int = 256
+    on_hub: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The folder for programs that cannot read a repository; `download` fills it."""
+        return self.path.rpartition("/")[2] if self.on_hub else self.path
+
+    @property
+    def download(self) -> str:
+        """The command that copies the repository to `folder`; empty if there is none."""
+        path, folder = shlex.quote(self.path), shlex.quote(self.folder)
+        return f"hf download {path} --local-dir {folder}\n" if self.on_hub else ""
 
     @property
     def gguf(self) -> str | None:
@@ -122,18 +135,23 @@ def _vllm(target: Target) -> str:
     if target.to != "adapter":
         return f"vllm serve {shlex.quote(target.path)} --served-model-name {shlex.quote(target.name)} {plain}"
     base = shlex.quote(target.base or "BASE")
-    module = shlex.quote(f"{target.name}={target.path}")
+    module = shlex.quote(f"{target.name}={target.folder}")
     rank = max_lora_rank(target.rank or 16)
-    return f"vllm serve {base} --enable-lora --max-lora-rank {rank} \\\n    --lora-modules {module} {plain}"
+    # By default vLLM asks an adapter with the template of the base, which lacks the system turn of its training.
+    has_template = "chat_template.jinja" in target.files
+    template = f" --chat-template {shlex.quote(f'{target.folder}/chat_template.jinja')}" if has_template else ""
+    start = f"{target.download}vllm serve {base} --enable-lora --max-lora-rank {rank}"
+    return f"{start} \\\n    --lora-modules {module}{template} {plain}"
 
 
 def _gguf_usages(target: Target) -> Iterator[Usage]:
-    file = shlex.quote(str(Path(target.path) / (target.gguf or "model.gguf")))
+    file = shlex.quote(str(Path(target.folder) / (target.gguf or "model.gguf")))
     weights = f"-m BASE.gguf --lora {file}" if target.adapter_only else f"-m {file}"
-    yield Usage("llama.cpp", f"llama-server {weights} --jinja")
+    yield Usage("llama.cpp", f"{target.download}llama-server {weights} --jinja")
     if "Modelfile" in target.files:
-        folder, name = shlex.quote(target.path), shlex.quote(target.name)
-        yield Usage("Ollama", f"cd {folder}\nollama create {name} -f Modelfile\nollama run {name}", note=_OLLAMA_NOTE)
+        folder, name = shlex.quote(target.folder), shlex.quote(target.name)
+        create = f"{target.download}cd {folder}\nollama create {name} -f Modelfile"
+        yield Usage("Ollama", f"{create}\nollama run {name}", note=_OLLAMA_NOTE)
 
 
 _OLLAMA_NOTE = Markdown(

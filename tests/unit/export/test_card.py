@@ -152,6 +152,15 @@ def test_base_on_the_hub(card: Card, model: ModelFolder, exported: Path) -> None
     assert "unknown" in text
 
 
+def test_programs_that_open_no_repository_get_a_folder(card: Card, exported: Path) -> None:
+    (exported / "chat_template.jinja").touch()
+    text = card(to="adapter", repository="org/shop")
+    assert "hf download org/shop --local-dir shop\nvllm serve " in text
+    assert "--lora-modules" in text
+    assert "=shop --chat-template shop/chat_template.jinja" in text
+    assert "hf download" not in card(to="adapter", path="shop")
+
+
 def test_other_checkpoint_has_no_verdict(card: Card, model: ModelFolder, exported: Path) -> None:
     assert model.pin is not None
     other = replace(model, pin=replace(model.pin, version="40"))
