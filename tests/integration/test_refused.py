@@ -178,6 +178,11 @@ REFUSED: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("no memory", ("loop@staging", "--cache", "0", "--port", "0"), 2),
         ("no time", ("loop@staging", "--timeout", "0"), 2),
         ("vLLM is not installed", ("loop@1", "--engine", "vllm"), 2),
+        (
+            "another program on another machine's host without a key",
+            ("loop@1", "--engine", "llama.cpp", "--host", "0.0.0.0", "--port", "0"),
+            2,
+        ),
         ("an option of the own server", ("loop@1", "--engine", "llama.cpp", "--base"), 2),
         ("two models in another program", ("loop@1", "base", "--engine", "llama.cpp"), 2),
         ("no such engine", ("loop@1", "--engine", "ollama"), 2),

@@ -1,17 +1,15 @@
 """The command `serve`: check its options, load the models, and answer requests until a signal."""
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import RecipeError
 from tunesmith.serve.aliases import Aliases
 from tunesmith.serve.app import ServerLimits, Service, make_app
 from tunesmith.serve.catalog import Catalog
-from tunesmith.serve.guard import KEY_VARIABLE, ApiKey, allowed_hosts, is_loopback
+from tunesmith.serve.guard import allowed_hosts, read_key
 from tunesmith.serve.http_server import HttpServer, listen
 from tunesmith.serve.names import Served, base_of, require_distinct
 from tunesmith.serve.pool import Pool, PoolOptions
@@ -43,7 +41,7 @@ def serve(models: Sequence[str], options: ServeOptions, *, announce: Callable[[d
         TunesmithError: an option is wrong, the port is taken, or a model cannot be loaded.
     """
     served = [Served.parse(argument) for argument in models]
-    key = read_key(options)
+    key = read_key(options.host, options.api_key_file)
     if options.base:
         served.append(base_of(served))
     require_distinct(served)
@@ -61,23 +59,6 @@ def serve(models: Sequence[str], options: ServeOptions, *, announce: Callable[[d
     finally:
         bound.close()
         pool.close()
-
-
-def read_key(options: ServeOptions) -> ApiKey | None:
-    """Return the API key from the file or the environment; None if there is none.
-
-    Raises:
-        RecipeError: there is no key, and other machines could reach the server.
-    """
-    if options.api_key_file is not None:
-        return ApiKey(file=options.api_key_file)
-    if (key := os.environ.get(KEY_VARIABLE)) is not None:
-        return ApiKey(key)
-    if not is_loopback(options.host):
-        message = "other machines can reach this address, so the server needs an API key"
-        hint = f"set {KEY_VARIABLE}, pass --api-key-file, or use --host 127.0.0.1"
-        raise RecipeError(message, where=f"--host {options.host}", code="no-api-key", hint=hint)
-    return None
 
 
 def _announcement(service: Service, pool: Pool, bound: socket.socket, *, has_key: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.proof.prove import prove, require_proved
 from tunesmith.proof.questions import find_rows
 from tunesmith.proof.record import Proof
-from tunesmith.serve.guard import KEY_VARIABLE
+from tunesmith.serve.guard import KEY_VARIABLE, read_key
 from tunesmith.serve.http_server import listen
 from tunesmith.serve.names import Served
 
@@ -54,12 +54,14 @@ def serve_by_engine(argument: str, options: EngineOptions, *, announce: Callable
         announce: called with the address when the program is proved and ready for requests.
 
     Raises:
-        RecipeError: the program is not installed, the port is taken, or the model cannot be exported.
+        RecipeError: the program is not installed, other machines could reach it without a key, the port is taken, or
+            the model cannot be exported.
         NotProved: the export, or the running program, does not give the answers of the model.
         TunesmithError: the program cannot be started, or exited.
     """
     served = Served.parse(argument)
     _require_program(options.engine)
+    read_key(options.host)
     listen(options.host, options.port).close()  # before the export, which may take minutes
     model = resolve(served.reference)
     exported = _export(model, options)

@@ -5,6 +5,7 @@ A route added later is guarded too: only the paths in OPEN_PATHS are open.
 
 import hashlib
 import hmac
+import os
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
@@ -87,6 +88,23 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def read_key(host: str, file: Path | None = None) -> ApiKey | None:
+    """Return the API key from a file or else the environment; None if there is none.
+
+    Raises:
+        RecipeError: there is no key, and other machines could reach a server at this address.
+    """
+    if file is not None:
+        return ApiKey(file=file)
+    if (key := os.environ.get(KEY_VARIABLE)) is not None:
+        return ApiKey(key)
+    if not is_loopback(host):
+        message = "other machines can reach this address, so the server needs an API key"
+        hint = f"set {KEY_VARIABLE}, or use --host 127.0.0.1"
+        raise RecipeError(message, where=f"--host {host}", code="no-api-key", hint=hint)
+    return None
 
 
 def allowed_hosts(host: str, further: Collection[str] = ()) -> frozenset[str] | None:

@@ -9,7 +9,7 @@ from tests.support.served import HELLO, KEY, Server
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.serve.app import make_app
-from tunesmith.serve.guard import ApiKey, allowed_hosts, is_loopback
+from tunesmith.serve.guard import KEY_VARIABLE, ApiKey, allowed_hosts, is_loopback, read_key
 
 ODD_PATHS = ["/", "//v1/models", "/v1", "/v1/models/", "/docs", "/openapi.json", "/healthz/", "/HEALTHZ"]
 METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "TRACE"]
@@ -68,6 +68,15 @@ def test_a_key_that_is_no_secret_is_refused(key: str, tmp_path: Path) -> None:
         ApiKey(file=tmp_path / "key")
     with raises(RecipeError, "no-api-key"):
         ApiKey(key.strip())
+
+
+def test_an_address_of_other_machines_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert read_key("127.0.0.1") is None
+    with raises(RecipeError, "no-api-key"):
+        read_key("0.0.0.0")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    assert read_key("0.0.0.0") is not None
 
 
 def test_a_changed_key_file_replaces_the_key(tmp_path: Path) -> None:
