@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support.cases import Command
 from tests.support.errors import raises
 from tests.support.fake_hub import fake_hub
@@ -217,3 +218,33 @@ def test_gguf_types_that_need_another_program_are_refused_without_it(trained: Pa
     with raises(RecipeError, "wrong-value", "--type"):
         export_model(reference(trained), tmp_path / "out", to="gguf", type="q4_0", adapter_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_published_by_force_is_not_taken_for_a_proved_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        lossy(patch)
+        forced = export_model(reference(trained), tmp_path / "out", to="merged", force=True, reason="for a test")
+        assert forced.forced == "for a test"
+        before = tree(tmp_path / "out")
+        with pytest.raises(NotProved):
+            export_model(reference(trained), tmp_path / "out", to="merged")
+        assert tree(tmp_path / "out") == before
+        again = export_model(reference(trained), tmp_path / "out", to="merged", force=True, reason="again")
+        assert (again.existed, again.forced) == (True, "for a test")
+    proved = export_model(reference(trained), tmp_path / "out", to="merged")
+    assert (proved.existed, proved.forced) == (False, None)
+
+
+def test_an_export_states_the_verdict_of_a_later_evaluation(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "project"))
+    file = folder / "recipe.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings["evaluate"]["max_new_tokens"] += 1
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    run = run_recipe(file, out=folder / "run")
+    for exported in (run.exported("merged"), folder / "adapter"):
+        check_folder(exported)
+        limit = f"at most {settings['evaluate']['max_new_tokens']} new tokens"
+        assert limit in (exported / "README.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from tunesmith.export.card import write_card
 from tunesmith.export.formats import HUB, Options, format_of
 from tunesmith.export.hub import check_repository, publish
 from tunesmith.export.inputs import inputs
+from tunesmith.export.provenance import provenance_of
 from tunesmith.export.proving import ExportRefused, prove_export
 from tunesmith.export.requests import requests_of
 from tunesmith.fetch.reference import ModelFolder, resolve, resolve_tuned
@@ -87,7 +88,8 @@ def export_model(
 ) -> Exported:
     """Write a model in the format of other programs to a new folder, and prove that it is still the same model.
 
-    An export of the same model with the same options that is there already is left as it is.
+    An export of the same model with the same options that is there already is left as it is. It is made again if the
+    model was judged again since, or if it was published by force and this call has no `force`.
 
     Args:
         model: the model: `run:FOLDER`, `NAME@ALIAS`, or any other reference.
@@ -185,12 +187,16 @@ def export_resolved(
     if reason is None:
         module.require_engine()
     facts: dict[str, Any] = {"to": to, "model_digest": model.digest(), "options": options.to_json()}
+    judged = provenance_of(model).judgement_digest
     if os.path.lexists(folder):
-        if is_export_of(folder, facts):
+        found = _intact_export(folder)
+        is_same = facts.items() <= found.items()
+        if is_same and found.get("judged") == judged and (reason is not None or found.get("forced") is None):
             log(f"export: {folder} is there already")
             return _read(folder, existed=True)
-        if not replace_other:
+        if not (is_same or replace_other):
             raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
+    facts["judged"] = judged
     _check_disk(folder, module.bytes_needed(model, options))
     log(f"export: writing {folder}")
     with new_folder(folder, export=facts) as new:
@@ -218,13 +224,13 @@ def _hub_format(model: ModelFolder) -> str:
     return "adapter" if base is not None and base.pin is not None and base.pin.kind == "hub" else "merged"
 
 
-def is_export_of(folder: Path, facts: dict[str, Any]) -> bool:
-    """Return whether a folder is an intact export whose manifest has these facts."""
+def _intact_export(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of an export says about it; empty if the folder is something else, or was altered."""
     try:
         recorded = check_folder(folder).get("export")
     except (DamagedFile, OSError):
-        return False
-    return isinstance(recorded, dict) and facts.items() <= recorded.items()
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def _check_disk(folder: Path, needed: int) -> None:

@@ -12,4 +12,5 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return {
         "export": [entry.model_dump(mode="json") for entry in recipe.export or ()],
         "trained": digest_of((run.manifest("train") or {}).get("files")),
+        "evaluate": digest_of((run.manifest("evaluate") or {}).get("files")),
     }

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from tunesmith.core.files import digest_of
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.verdict import Verdict
 from tunesmith.core.verdict_reader import parse_verdict, read_verdict
@@ -36,6 +37,11 @@ class Provenance:
     rows: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def judgement_digest(self) -> str:
+        """A digest of the verdict and of the settings of the evaluation, which an export's card and Modelfile state."""
+        return digest_of([self.verdict and self.verdict.to_json(), self.recipe.get("evaluate")])
 
     @property
     def source_names(self) -> tuple[str, ...]:
