@@ -41,17 +41,19 @@ class Aliases:
     async def follow(self) -> None:
         """Look for moved aliases until cancelled."""
         loop = asyncio.get_running_loop()
-        stamp = None
+        stamp, problem = None, ""
         while True:
             await asyncio.sleep(_SECONDS)
             new_stamp = _stamp(Registry.default())
-            if new_stamp == stamp and not self._refused:
+            if new_stamp == stamp and not self._refused and not self._pool.has_unused:
                 continue
             try:
                 await loop.run_in_executor(self._thread, self.update)
-                stamp = new_stamp
-            except TunesmithError as error:  # the registry is locked, or cannot be read for a moment
-                log(f"the registry cannot be read: {error.code}: {error.message}")
+                stamp, problem = new_stamp, ""
+            except Exception as error:  # such as a locked registry; whatever it is, later moves must be noticed
+                before, problem = problem, f"{type(error).__name__}: {error}"
+                if problem != before:
+                    log(f"aliases cannot be followed: {problem}")
 
     def update(self) -> None:
         """Load the versions of aliases that have moved, and serve them; raise TunesmithError without a registry."""
@@ -65,6 +67,7 @@ class Aliases:
             elif version == self._models[served.name].name:  # moved back to the version that is served
                 self._refused.pop(served.name, None)
                 self._catalog.failures.pop(served.name, None)
+        self._pool.keep_only(self._models.values())
 
     def _waits(self, name: str, version: str) -> bool:
         """Return whether a version failed so recently that it is not tried again yet."""
@@ -88,7 +91,6 @@ class Aliases:
         self._publish()
         self._metrics.swaps.inc()
         log(f"{served.name} is now {model.name}; it was {before}")
-        self._pool.keep_only(self._models.values())
 
 
 def _stamp(registry: Registry) -> tuple[int, int] | None:

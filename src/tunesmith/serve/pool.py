@@ -1,5 +1,6 @@
 """Open models: adapters of one base share a worker, any other model has its own."""
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,18 @@ class Pool:
         self._options = options or PoolOptions()
         self._loaded: dict[str, LoadedModel] = {}
         self._groups: dict[str, list[Worker]] = {}
+        self._unused: dict[str, float] = {}  # {name of a loaded model: since when clients cannot name it}
+        self._leaving: list[Worker] = []  # workers without models, which answer their last requests
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         """All workers."""
-        return tuple(worker for workers in self._groups.values() for worker in workers)
+        return (*(worker for workers in self._groups.values() for worker in workers), *self._leaving)
+
+    @property
+    def has_unused(self) -> bool:
+        """Whether `keep_only` has to be called again."""
+        return bool(self._unused)
 
     def open_all(self, models: Sequence[Served]) -> dict[str, LoadedModel]:
         """Load all models of the command line together; return them by their names for clients.
@@ -134,22 +142,25 @@ class Pool:
         return model
 
     def keep_only(self, models: Iterable[LoadedModel]) -> None:
-        """Free the models that are not among these, after their last requests."""
-        kept = {model.name for model in models}
-        unused = [self._loaded.pop(name) for name in list(self._loaded) if name not in kept]
-        if unused:
-            time.sleep(_SUBMIT_SECONDS)
-        for model in unused:
-            self._remove(model.name, model.worker)
+        """Free the models that are not among these, after their last requests.
+
+        It waits for nothing, so that an alias that moves meanwhile is noticed at once. Call it again while `has_unused`.
+        """
+        kept, now = {model.name for model in models}, time.monotonic()
+        since = {name: self._unused.get(name, now) for name in self._loaded if name not in kept}
+        self._unused = {name: start for name, start in since.items() if now - start < _SUBMIT_SECONDS}
+        for name in since.keys() - self._unused.keys():
+            self._remove(name, self._loaded.pop(name).worker)
 
     def _remove(self, name: str, worker: Worker) -> None:
         """Remove a model from its worker, and close a worker without models, after their last requests."""
-        worker.remove(name).result()
+        worker.remove(name)
         if not worker.models:
             self._groups = {
                 key: [other for other in workers if other is not worker] for key, workers in self._groups.items()
             }
-            worker.drain(_WARM_SECONDS)
+            self._leaving = [*(other for other in self._leaving if other.is_alive), worker]
+            threading.Thread(target=worker.drain, name="drain", daemon=True).start()
 
     def close(self) -> None:
         """Stop all workers."""
@@ -157,6 +168,7 @@ class Pool:
             worker.close()
         self._loaded.clear()
         self._groups.clear()
+        self._leaving.clear()
 
 
 def _group_key(model: _Opened, models: Iterable[_Opened]) -> str:

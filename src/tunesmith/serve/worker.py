@@ -194,14 +194,16 @@ class Worker:
 
         Raises:
             RecipeError: there is no model of this name.
+            Stopping: the worker is closed.
         """
         removed: Future[None] = Future()
         with self._lock:
+            self._require_running()
             model = self._models.withdraw(name)
             self._mail.put(lambda: self._models.remove(model, removed))
         return removed
 
-    def drain(self, timeout_s: float) -> bool:
+    def drain(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, wait until the others are answered, and close; return whether all were answered."""
         with self._ended:
             self._is_draining = True
@@ -229,8 +231,15 @@ class Worker:
             else:
                 result.set_result(None)
 
-        self._mail.put(run)
+        with self._lock:
+            self._require_running()
+            self._mail.put(run)
         return result
+
+    def _require_running(self) -> None:
+        """Raise Stopping if nobody reads the mail any more, so that no caller waits for a result forever."""
+        if self._is_closed:
+            raise Stopping("the server is stopping")
 
     def _run(self) -> None:
         try:
@@ -241,7 +250,8 @@ class Worker:
                 if self._session.busy:
                     self._step()
         finally:
-            self._is_closed = True
+            with self._lock:
+                self._is_closed = True
             self._read_mail()
             for index in list(self._open):
                 self._fail(index, Stopping("the server stopped before the answer was complete"))

@@ -11,8 +11,10 @@ from tests.support.served import HELLO, Server, listening, register, server
 from tests.support.tiny import save_model
 from tests.support.tuned import CHAT, tuned_model
 
+from tunesmith.inference.request import Limits
 from tunesmith.registry.store import Registry
 from tunesmith.serve import pool
+from tunesmith.serve.work import Done, Event, Work
 
 LONG = {**HELLO, "max_tokens": 60, "logit_bias": {"2": -100}}
 
@@ -120,3 +122,58 @@ def test_a_bad_version_leaves_the_old_one_in_place(versions: tuple[str, str]) ->
         register(third, note="repaired")
         running.aliases.update()
         assert answer(running)[0] == "tiny@3"
+
+
+def test_a_rollback_does_not_wait_for_a_request_to_the_old_version(
+    versions: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_SUBMIT_SECONDS", 0.0)
+    register(versions[0])
+    with server("tiny@staging") as running:
+        worker, step, paused = running.worker("tiny@staging"), threading.Event(), threading.Event()
+        ended: list[Event] = []
+
+        def pause(event: Event) -> None:
+            ended.append(event)
+            paused.set()
+            assert step.wait(60)
+
+        model = running.service.catalog.find("tiny@staging")
+        ids = model.prompts.continued_ids("a")
+        worker.submit(Work("tiny@1", ids, Limits(3)), pause)
+        assert paused.wait(60)
+        register(versions[1])
+        running.aliases.update()
+        assert answer(running)[0] == "tiny@2"
+        Registry.default().rollback("tiny", "staging")
+        running.aliases.update()
+        assert answer(running)[0] == "tiny@1"
+        step.set()
+        until = time.monotonic() + 60
+        while worker.is_alive:  # it ends with its last answer
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert isinstance(ended[-1], Done)
+
+
+def test_an_error_does_not_end_the_following_of_aliases(
+    versions: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(versions[0])
+    with server("tiny@staging") as running:
+        update, failed = running.aliases.update, threading.Event()
+
+        def fail_once() -> None:
+            if not failed.is_set():
+                failed.set()
+                raise OSError("the disk of the registry is away")
+            update()
+
+        monkeypatch.setattr(running.aliases, "update", fail_once)
+        with listening(running):
+            assert failed.wait(60)
+            register(versions[1])
+            until = time.monotonic() + 60
+            while running.service.catalog.find("tiny@staging").name != "tiny@2":
+                assert time.monotonic() < until
+                time.sleep(0.01)

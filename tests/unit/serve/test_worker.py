@@ -285,6 +285,15 @@ def test_closing_fails_the_remaining_requests(own: Any) -> None:
     worker.close()
 
 
+def test_a_closed_worker_refuses_calls_instead_of_never_answering(own: Any, folders: Folders) -> None:
+    worker = own("base", "one")
+    worker.close()
+    with pytest.raises(Stopping):
+        worker.add("two", folders["two"])
+    with pytest.raises(Stopping):
+        worker.remove("one")
+
+
 def test_models_are_swapped_while_requests_are_answered(own: Any, alone: Any, folders: Folders) -> None:
     worker = own("base", "one")
     old = [ask(worker, "one", [5 + i, 6], 60) for i in range(8)]
