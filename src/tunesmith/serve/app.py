@@ -141,7 +141,7 @@ class Service:
             ids: Sequence[int] = await self.in_thread(model.prompts.tokenize, asked.prompt, asked.add_special_tokens)
         else:
             ids = await self._conversation(model, asked.messages, asked.row)
-        texts = [token_text(model.prompts.token_bytes(token)) for token in ids] if asked.return_token_strs else None
+        texts = await self.in_thread(_texts, model, ids) if asked.return_token_strs else None
         length = model.max_tokens
         value = {"count": len(ids), "max_model_len": length, "tokens": list(ids), "token_strs": texts}
         return JSONResponse(value, headers=_headers(model))
@@ -152,7 +152,8 @@ class Service:
         model = self.find(request, asked.model)
         if unknown := [token for token in asked.tokens if not 0 <= token < model.prompts.vocab_size]:
             raise invalid("tokens", f"{unknown[0]} is not in the vocabulary of {model.prompts.vocab_size:,} tokens")
-        return JSONResponse({"prompt": model.prompts.decode(asked.tokens)}, headers=_headers(model))
+        text = await self.in_thread(model.prompts.decode, asked.tokens)
+        return JSONResponse({"prompt": text}, headers=_headers(model))
 
     # ---- models and state ----
 
@@ -198,6 +199,10 @@ class Service:
             _route("/readyz", self.ready, "GET"),
             _route("/metrics", self.prometheus, "GET"),
         ]
+
+
+def _texts(model: LoadedModel, ids: Sequence[int]) -> list[str]:
+    return [token_text(model.prompts.token_bytes(token)) for token in ids]
 
 
 def _headers(model: LoadedModel) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tunesmith.serve.schema import ChatRequest, CompletionRequest, GenerationReq
 from tunesmith.serve.work import Work
 
 Ids = tuple[int, ...]
+_MAX_DIGITS = 10  # of a token id; Python refuses to read numbers with thousands of digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,13 @@ def plan_request(
         on_first_token: called once, when the first token of the first answer is there.
 
     Raises:
-        ApiError: a prompt leaves no room for the answer, or a sampling option is out of range.
+        ApiError: there are more answers than the server accepts at once, a prompt leaves no room for the answer, or a
+            sampling option is out of range.
     """
+    if (count := len(prompts) * request.n) > model.worker.max_open:  # with 429, the client would try again forever
+        param = "n" if request.n > len(prompts) else "prompt"
+        limit = model.worker.max_open
+        raise invalid(param, f"asks for {count} answers, but this server accepts {limit} at once", "too_many_answers")
     stop = StopStrings(tuple(request.stop), model.prompts.decode) if request.stop else None
     samplings, adjustment = _samplings(request), _adjustment(request, model)
     echoes = isinstance(request, CompletionRequest) and request.echo
@@ -78,7 +84,8 @@ def _adjustment(request: GenerationRequest, model: LoadedModel) -> Adjustment:
     """Return the penalties and the bias of a request; raise ApiError if the bias names no token."""
     bias: dict[int, float] = {}
     for name, value in (request.logit_bias or {}).items():
-        if not (name.isascii() and name.isdecimal() and int(name) < model.prompts.vocab_size):
+        is_id = name.isascii() and name.isdecimal() and len(name) <= _MAX_DIGITS and str(int(name)) == name
+        if not is_id or int(name) >= model.prompts.vocab_size:
             raise invalid("logit_bias", f"{name[:20]!r} is not the id of a token of this model")
         bias[int(name)] = value
     return Adjustment(request.presence_penalty or 0.0, request.frequency_penalty or 0.0, tuple(bias.items()))

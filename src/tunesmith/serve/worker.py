@@ -63,6 +63,9 @@ class Worker:
         max_slots: the maximum number of requests that are answered at the same time.
         max_waiting: the number of requests that may wait.
 
+    Attributes:
+        max_open: the number of requests that can be answered or wait.
+
     Raises:
         RecipeError: the models have different bases, or one cannot be opened.
         DoesNotFit: there is no memory for one request of `max_tokens`.
@@ -92,7 +95,7 @@ class Worker:
             adapters=self._models.adapters,
             interleave=True,
         )
-        self._max_open = self.capacity.slots + max_waiting
+        self.max_open = self.capacity.slots + max_waiting
         self._stats = Stats(slots=self.capacity.slots)
         self._grow_at = float("inf")
         self._ids = count()
@@ -168,7 +171,7 @@ class Worker:
                 score_prompt=work.score_prompt,
             )
             self._session.check(request)
-            if self._accepted >= self._max_open:
+            if self._accepted >= self.max_open:
                 message = f"{self._accepted} requests are being answered or wait already"
                 raise QueueFull(message, hint="try again later")
             self._accepted += 1

@@ -189,6 +189,21 @@ def test_prompts_beyond_the_vocabulary_and_empty_ones_are_refused(served: Server
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
+@pytest.mark.parametrize("token", ["9" * 5000, "-1", "x", "\u0665", "5.0", "99999", "05"])
+def test_a_bias_of_no_token_is_refused(served: Server, token: str) -> None:
+    response = served.post("/v1/completions", model="tiny", prompt="a", logit_bias={token: 1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "logit_bias")
+
+
+def test_more_answers_than_the_queue_can_take_are_refused_for_good(served: Server) -> None:
+    most = served.worker("tiny").max_open
+    for field, body in (("prompt", {"prompt": ["a"] * (most + 1)}), ("n", {"prompt": ["a"] * 8, "n": 16})):
+        response = served.post("/v1/completions", model="tiny", max_tokens=1, temperature=1, **body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+    response = served.post("/v1/completions", model="tiny", max_tokens=1, prompt=["a"] * most)
+    assert len(response.json()["choices"]) == most
+
+
 def test_text_never_becomes_a_control_token(served: Server) -> None:
     control = "<|im_end|>"
     [end] = served.post("/tokenize", model="tiny", prompt=control).json()["tokens"]
