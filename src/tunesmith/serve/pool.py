@@ -144,7 +144,7 @@ class Pool:
     def keep_only(self, models: Iterable[LoadedModel]) -> None:
         """Free the models that are not among these, after their last requests.
 
-        It waits for nothing, so that an alias that moves meanwhile is noticed at once. Call it again while `has_unused`.
+        Waits for nothing, so that an alias that moves meanwhile is noticed at once. Call it again while `has_unused`.
         """
         kept, now = {model.name for model in models}, time.monotonic()
         since = {name: self._unused.get(name, now) for name in self._loaded if name not in kept}
