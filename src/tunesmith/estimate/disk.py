@@ -35,8 +35,10 @@ def checkpoints_gib(recipe: Recipe, shapes: Shapes, trainable_parameters: int, t
 
 def export_gib(entry: Export, shapes: Shapes, trainable_parameters: int) -> float:
     """Return the disk space of an export, and of the transformers folder that a GGUF file is made from meanwhile."""
-    if isinstance(entry, AdapterExport) or (isinstance(entry, GgufExport) and entry.adapter_only):
+    if isinstance(entry, AdapterExport):
         return trainable_parameters * 4 / _GIB
+    if isinstance(entry, GgufExport) and entry.adapter_only:  # it is proved on its base as a file in f32
+        return (trainable_parameters * 4 + shapes.parameters * (4 + shapes.stored_bytes)) / _GIB
     default, folder = ("f16", shapes.stored_bytes) if isinstance(entry, GgufExport) else ("f32", 0)
     return shapes.parameters * (_BYTES.get(entry.type or default, _QUANTIZED_BYTES) + folder) / _GIB
 

@@ -41,12 +41,7 @@ def check(model: ModelFolder, options: Options) -> None:
     if model.base is None:
         message = "is a full model, not an adapter"
         raise RecipeError(message, where=where, hint=merge, code="not-an-adapter")
-    if model.base.base is not None:
-        message = "is an adapter on another adapter, which no program loads as one"
-        raise RecipeError(message, where=where, hint=merge, code="adapter-unsupported")
-    if options.repo is not None and (model.base.pin is None or model.base.pin.kind != "hub"):
-        message = f"its base `{model.base.reference}` is not on the hub, where readers of {options.repo} would look"
-        raise RecipeError(message, where=where, hint=merge, code="adapter-unsupported")
+    check_base(model.base, options.repo, where=where)
     strict = [reader for reader in options.readers or READERS if reader != "peft"]
     config = read_json(model.path / _CONFIG)
     only_peft = sorted(name for name, _ in _not_default(config) if name not in _UNDERSTOOD)
@@ -54,6 +49,17 @@ def check(model: ModelFolder, options: Options) -> None:
         message = f"{' and '.join(strict)} cannot read `{only_peft[0]}` of this adapter"
         hint = f"{merge}, or --readers peft for an adapter that only peft opens"
         raise RecipeError(message, where=where, hint=hint, code="adapter-unsupported")
+
+
+def check_base(base: ModelFolder, repo: str | None, *, where: str) -> None:
+    """Raise RecipeError if the readers of an adapter cannot open its base: an adapter too, or not on the hub."""
+    message = None
+    if base.base is not None:
+        message = "is an adapter on another adapter, which no program loads as one"
+    elif repo is not None and (base.pin is None or base.pin.kind != "hub"):
+        message = f"its base `{base.reference}` is not on the hub, where readers of {repo} would look"
+    if message:
+        raise RecipeError(message, where=where, hint="use --to merged", code="adapter-unsupported")
 
 
 def bytes_needed(model: ModelFolder, options: Options) -> int:

@@ -20,6 +20,7 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.gguf.architectures import find_architecture, read_model_config
 from tunesmith.gguf.lora import LORA_TYPES, write_lora_gguf
 from tunesmith.gguf.quantize_with import write_quantized_gguf
+from tunesmith.gguf.quantizer import find_quantizer
 from tunesmith.gguf.tensor_types import K_TYPES
 from tunesmith.gguf.write import describe_model, write_gguf
 
@@ -42,6 +43,8 @@ def check(model: ModelFolder, options: Options) -> None:
         message = f"`{kind}` is written by llama-quantize" if kind in K_TYPES else f"`{kind}` needs no other program"
         hint = "add --quantize-with /path/to/llama-quantize" if kind in K_TYPES else "leave --quantize-with out"
         raise RecipeError(message, where="--quantize-with", hint=hint, code="contradiction")
+    if options.quantize_with:
+        find_quantizer(options.quantize_with)
 
 
 def _require_describable(model: ModelFolder) -> None:
@@ -59,10 +62,13 @@ def require_engine() -> None:
 
 
 def bytes_needed(model: ModelFolder, options: Options) -> int:
-    """Return the size of the file, and of the transformers folder from which it is made."""
+    """Return the size of the file, and of the transformers folder from which it is made.
+
+    With an adapter alone, these are of the base in f32, with which the adapter is proved.
+    """
     parameters = sum(map(prod, tensor_shapes(model.root.path).values()))
-    size = 4 if _type(options) == "f32" else 2
-    return adapter.bytes_needed(model, options) if options.adapter_only else int(1.1 * parameters * (4 + size))
+    size = 4 if _type(options) == "f32" or options.adapter_only else 2
+    return int(1.1 * parameters * (4 + size)) + (adapter.bytes_needed(model, options) if options.adapter_only else 0)
 
 
 def build(model: ModelFolder, folder: Path, options: Options) -> str:

@@ -12,7 +12,8 @@ from tunesmith.core.user_folders import check_writable
 from tunesmith.engines.llama_cpp import llama_cpp_version
 from tunesmith.export.formats import Options, format_of
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.recipe.export import READERS, Export, GgufExport, MergedExport
+from tunesmith.gguf.quantizer import find_quantizer
+from tunesmith.recipe.export import READERS, AdapterExport, Export, GgufExport, MergedExport
 from tunesmith.recipe.schema import Recipe
 
 
@@ -38,7 +39,7 @@ def requests_of(recipe: Recipe, run: RunDir) -> Iterator[ExportRequest]:
     for index, entry in enumerate(recipe.export or ()):
         default = run.exported(entry.folder_name)
         folder = default if entry.out is None else run.recipe_folder / os.path.expanduser(entry.out)
-        yield ExportRequest(f"export.{index}", entry.to, _options(entry), folder, entry.out is None)
+        yield ExportRequest(f"export.{index}", entry.to, _options(entry, run.recipe_folder), folder, entry.out is None)
 
 
 def check_requests(recipe: Recipe, run: RunDir) -> None:
@@ -52,27 +53,44 @@ def check_requests(recipe: Recipe, run: RunDir) -> None:
         format_of(request.to, request.options)
         if request.to == "gguf":
             llama_cpp_version()
+        if request.options.quantize_with:
+            find_quantizer(request.options.quantize_with)
         if request.is_in_run:
             continue
         hint = f"change {request.key}.out"
         check_writable(request.folder.parent, hint=hint)
-        if os.path.lexists(request.folder) and not (request.folder / MANIFEST).exists():
+        # Only a run that has trained its model can have exported it, and continue here.
+        is_ours = run.manifest("train") is not None and (request.folder / MANIFEST).exists()
+        if os.path.lexists(request.folder) and not is_ours:
             raise RecipeError("exists already", where=str(request.folder), hint=hint, code="exists")
 
 
 def check_base_for_exports(recipe: Recipe, base: ModelFolder) -> None:
-    """Raise RecipeError if a model of this architecture cannot be written in a format of the recipe."""
-    if any(isinstance(entry, GgufExport) for entry in recipe.export or ()):
-        from tunesmith.gguf.architectures import find_architecture, read_model_config  # imports torch
+    """Raise RecipeError if what is trained on a base cannot be written in a format of the recipe."""
+    for index, entry in enumerate(recipe.export or ()):
+        if isinstance(entry, GgufExport):
+            from tunesmith.gguf.architectures import find_architecture, read_model_config  # imports torch
 
-        find_architecture(read_model_config(base.root.path), base.root.path)
+            find_architecture(read_model_config(base.root.path), base.root.path)
+        if isinstance(entry, AdapterExport) or (isinstance(entry, GgufExport) and entry.adapter_only):
+            from tunesmith.export.adapter import check_base  # imports torch
+
+            check_base(base, entry.repo if entry.to == "adapter" else None, where=f"export.{index}")
 
 
-def _options(export: Export) -> Options:
+def _program(given: str | None, folder: Path) -> str | None:
+    """Return a program of a recipe: a name on the PATH, or a path relative to the recipe's folder."""
+    return str(folder / os.path.expanduser(given)) if given and os.sep in given else given
+
+
+def _options(export: Export, folder: Path) -> Options:
     if isinstance(export, MergedExport):
         return Options(type=export.type, repo=export.repo)
     if isinstance(export, GgufExport):
         return Options(
-            type=export.type, repo=export.repo, adapter_only=export.adapter_only, quantize_with=export.quantize_with
+            type=export.type,
+            repo=export.repo,
+            adapter_only=export.adapter_only,
+            quantize_with=_program(export.quantize_with, folder),
         )
     return Options(readers=None if export.readers == READERS else export.readers, repo=export.repo)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.core.files import sync_folder, temporary_path, translate_enospc
 from tunesmith.core.suggest import did_you_mean
 from tunesmith.gguf.gguf_file import refuse_existing
+from tunesmith.gguf.quantizer import find_quantizer
 from tunesmith.gguf.tensor_types import K_TYPES
 from tunesmith.gguf.write import write_gguf
 
@@ -38,10 +38,7 @@ def write_quantized_gguf(
         hint = did_you_mean(type, K_TYPES)
         raise RecipeError(f"`--quantize-with` writes no type `{type}`", hint=hint, code="unknown-gguf-type")
     refuse_existing(out)
-    executable = shutil.which(program)
-    if executable is None:
-        hint = "name the llama-quantize of a build of llama.cpp"
-        raise RecipeError("is not a program", where=str(program), hint=hint, code="not-found")
+    executable = find_quantizer(program)
     whole, quantized = temporary_path(out), temporary_path(out)
     try:
         warnings = write_gguf(folder, whole, type=_lossless_type(folder), metadata=metadata)

@@ -66,7 +66,9 @@ class GgufExport(ExportBase):
     )
     adapter_only: bool = Field(False, description="Write the adapter without its base.")
     quantize_with: str | None = Field(
-        None, description="Path of llama.cpp's `llama-quantize`, which writes the types with `k`."
+        None,
+        description="llama.cpp's `llama-quantize`, which writes the types with `k`: a path, relative to the recipe, or "
+        "a name on the PATH.",
     )
 
 

@@ -188,7 +188,12 @@ def sharding_unsupported_reason(recipe: Recipe) -> str | None:
 
 def _export_contradictions(recipe: Recipe) -> Iterator[Mistake]:
     folders: set[str] = set()
+    repositories: set[str] = set()
     for index, entry in enumerate(recipe.export or ()):
+        if entry.repo in repositories:
+            message = f"replaces the files of another one in `{entry.repo}`; name another `repo`"
+            yield Mistake(("export", index), message, "contradiction")
+        repositories |= {entry.repo} if entry.repo else set()
         folder = entry.out or entry.folder_name
         if folder in folders:
             yield Mistake(("export", index), f"is written to `{folder}` like another one; set `out`", "contradiction")

@@ -61,6 +61,7 @@ FULL = {"method": "full"}
         ([{"to": "adapter"}], {"tuning": DORA}, "contradiction"),
         ([{"to": "gguf", "adapter_only": True}], {"tuning": DORA}, "contradiction"),
         ([{"to": "merged", "repo": "no-owner"}], {}, "wrong-value"),
+        ([{"to": "merged", "repo": "org/name"}, {"to": "gguf", "repo": "org/name"}], {}, "contradiction"),
     ],
 )
 def test_a_wrong_export_is_a_mistake_in_the_recipe(
@@ -99,6 +100,45 @@ def test_a_missing_program_and_an_unknown_architecture_are_refused_before_traini
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with raises(RecipeError, "missing-package", "gguf-proof"):
         check_requests(read, run)
+
+
+def test_an_export_of_another_run_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/manifest.json").write_text("{}")
+    read, run = loaded(tmp_path, {"to": "merged", "out": "mine"})
+    with raises(RecipeError, "exists", "export.0.out"):
+        check_requests(read, run)
+    (run.stage("train")).mkdir(parents=True)
+    (run.stage("train") / "manifest.json").write_text("{}")
+    check_requests(read, run)
+
+
+def test_a_missing_quantizer_is_refused_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    read, run = loaded(tmp_path, {"to": "gguf", "type": "q4_k_m", "quantize_with": "bin/llama-quantize"})
+    with raises(RecipeError, "not-found", where=str(tmp_path / "bin/llama-quantize")):
+        check_requests(read, run)
+    program = tmp_path / "bin/llama-quantize"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    check_requests(read, run)
+
+
+@pytest.mark.parametrize("export", [{"to": "adapter"}, {"to": "gguf", "adapter_only": True}])
+def test_an_adapter_on_an_adapter_is_refused_before_training(tmp_path: Path, export: dict[str, Any]) -> None:
+    root = ModelFolder("root", save_model(tmp_path / "root", "llama"))
+    read, _ = loaded(tmp_path, export)
+    check_base_for_exports(read, root)
+    with raises(RecipeError, "adapter-unsupported", where="export.0"):
+        check_base_for_exports(read, ModelFolder("adapter", tmp_path / "adapter", base=root))
+
+
+def test_an_adapter_in_a_repository_needs_a_base_on_the_hub(tmp_path: Path) -> None:
+    base = ModelFolder("base", save_model(tmp_path / "base", "llama"))
+    with raises(RecipeError, "adapter-unsupported", "org/name"):
+        check_base_for_exports(loaded(tmp_path, {"to": "adapter", "repo": "org/name"})[0], base)
+    alone = {"to": "gguf", "adapter_only": True, "repo": "org/name"}
+    check_base_for_exports(loaded(tmp_path, alone)[0], base)  # its base is any GGUF file
 
 
 def test_export_is_the_last_stage_if_the_recipe_asks_for_it(tmp_path: Path) -> None:
