@@ -231,6 +231,9 @@ def test_an_export_published_by_force_is_not_taken_for_a_proved_one(
         with pytest.raises(NotProved):
             export_model(reference(trained), tmp_path / "out", to="merged")
         assert tree(tmp_path / "out") == before
+        settings: dict[str, Any] = {"to": "merged", "force": True, "reason": "untested", "skip_proof": True}
+        export_model(reference(trained), tmp_path / "skipped", **settings)
+        assert "untested" in (tmp_path / "skipped/README.md").read_text(encoding="utf-8")
         again = export_model(reference(trained), tmp_path / "out", to="merged", force=True, reason="again")
         assert (again.existed, again.forced) == (True, "for a test")
     proved = export_model(reference(trained), tmp_path / "out", to="merged")

@@ -33,6 +33,7 @@ def write_card(
     repository: str | None = None,
     adapter_only: bool = False,
     proof: Proof | None = None,
+    forced: str | None = None,
 ) -> Path:
     """Write the model card of an exported model to its folder, as README.md, and return its path.
 
@@ -45,6 +46,7 @@ def write_card(
         repository: the repository on the hub that the reader opens instead.
         adapter_only: whether a `.gguf` file has only the adapter.
         proof: the comparison of the files with the model; None if they were not compared.
+        forced: why they were published although they were not compared.
 
     Raises:
         RecipeError: another version of tunesmith recorded the prompts of the model.
@@ -78,7 +80,7 @@ def write_card(
         limits=card_text.length_limits(model, data),
         usages=[(usage, fenced(usage.code, usage.language)) for usage in (usages(target, prompt) if prompt else ())],
         proof=proof,
-        proof_text=card_text.proof_text(proof),
+        proof_text=card_text.proof_text(proof, forced),
         training=list(card_text.training(model, facts, base)),
         file_table=card_text.file_table(files),
     )

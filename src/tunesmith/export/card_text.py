@@ -87,12 +87,13 @@ def length_limits(model: ModelFolder, data: Data | None) -> str:
     return f"Training examples had at most {wording.count(data.max_tokens_per_example)} tokens. {has}"
 
 
-def proof_text(proof: Proof | None) -> Markdown:
+def proof_text(proof: Proof | None, forced: str | None = None) -> Markdown:
     """Return whether the exported files are still the model that was judged, and how that was found out."""
     if proof is None:
+        reason = f" They were published all the same: {escape(without_folders(forced))}." if forced else ""
         return Markdown(
-            "It was not proved that these files answer like the model that was judged. `tunesmith prove` compares a "
-            "running server with it."
+            f"It was not proved that these files answer like the model that was judged.{reason} `tunesmith prove` "
+            "compares a running server with it."
         )
     rows = f" and {wording.count(proof.rows)} test rows" if proof.rows else ""
     asked = f"{proof.engine} was asked the probes{rows}, and compared with the model computed in fp32"

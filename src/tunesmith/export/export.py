@@ -205,8 +205,8 @@ def export_resolved(
         if proof is not None:
             write_proof(proof, new)
         only, path, repo = options.adapter_only, folder.name, options.repo
-        write_card(new, model, to=to, path=path, repository=repo, adapter_only=only, proof=proof)
-        facts["forced"] = None if proof and proof.passed else reason
+        facts["forced"] = forced = None if proof and proof.passed else reason
+        write_card(new, model, to=to, path=path, repository=repo, adapter_only=only, proof=proof, forced=forced)
     return _read(folder, existed=False)
 
 
