@@ -20,6 +20,7 @@ from tunesmith.inference.prefix_cache import PrefixCache
 from tunesmith.inference.request import Request, Token, score_tokens
 from tunesmith.inference.slot_cache import SlotCache
 from tunesmith.model.load import decoder_config
+from tunesmith.model.memory import is_out_of_memory
 
 # Tokens per pass that admits rows. On a CPU, larger passes are no faster and need more padding.
 _CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 512, 8192
@@ -153,9 +154,16 @@ class Slots:
             self._keep(place)
 
     def _keep(self, place: int) -> None:
-        """Keep the tokens of a row for rows that begin like it."""
+        """Keep the tokens of a row for rows that begin like it; without memory for a copy, drop all that are kept."""
         request, length = self._rows[place], self._lengths[place]
-        self._prefixes.add(request.adapter, request.tokens[:length], self.cache.read_columns(place, length))
+        try:
+            columns = self.cache.read_columns(place, length)
+        except Exception as error:  # also while a slot is freed, which must not fail
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.clear()
+            return
+        self._prefixes.add(request.adapter, request.tokens[:length], columns)
 
     def logits(self) -> torch.Tensor:
         """Run a step over the next token of every row; return the fp32 logits [rows, vocabulary]."""

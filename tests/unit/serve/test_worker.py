@@ -18,6 +18,7 @@ from tunesmith.inference.adjustment import Adjustment
 from tunesmith.inference.generate import generate
 from tunesmith.inference.request import Limits, Token
 from tunesmith.inference.sampling import GREEDY, Sampling
+from tunesmith.inference.slot_cache import SlotCache
 from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig
 from tunesmith.serve.work import DeadlineExceeded, Done, Event, Failed, PromptScored, QueueFull, Stopping, Work
@@ -371,6 +372,21 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(own: Any, alone: Any, 
     assert ask(worker, "one", [5, 6]).answer() == alone("one", [5, 6])
     assert worker.stats.slots == 8, "as many as before once nothing waits"
     assert worker.stats.failed == 0
+
+
+def test_without_memory_for_known_beginnings_requests_are_answered_and_cancelled(
+    own: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    worker = own("one")
+    monkeypatch.setattr(SlotCache, "read_columns", fails)
+    assert isinstance(ask(worker, "one", [5, 6], 400, timeout_s=0.05).error(), DeadlineExceeded)
+    ask(worker, "one", [5, 6], 400)
+    worker.cancel(1)
+    assert ask(worker, "one", [5, 6]).answer() == alone("one", [5, 6])
+    assert worker.stats.retries == 0
 
 
 def test_a_request_that_never_fits_fails_alone(own: Any, alone: Any) -> None:
