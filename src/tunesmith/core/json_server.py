@@ -114,9 +114,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _is_loopback(url: str) -> bool:
-    """Return whether a URL is on this machine, which no proxy can reach."""
+    """Return whether a URL is on this machine, which no proxy can reach; 0.0.0.0 is where a server listens for all."""
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
     except ValueError:
         return host == "localhost"

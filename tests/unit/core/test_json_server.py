@@ -40,6 +40,7 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(monkeypatch: pytest.M
     monkeypatch.delenv("no_proxy", raising=False)
     with endpoint(lambda request: (200, {})) as (url, _):
         assert JsonServer(url).get("/") == {}
+        assert JsonServer(url.replace("127.0.0.1", "0.0.0.0")).get("/") == {}  # as `--host 0.0.0.0` starts engines
 
 
 def test_a_redirect_is_refused_so_that_the_key_stays() -> None:
