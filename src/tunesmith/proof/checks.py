@@ -10,7 +10,7 @@ from itertools import chain, islice
 from tunesmith.core.errors import TunesmithError
 from tunesmith.engines.base import Engine
 from tunesmith.proof.asking import ask_all
-from tunesmith.proof.distributions import Scores, divergence, most_probable
+from tunesmith.proof.distributions import Scores, divergence, finite, most_probable
 from tunesmith.proof.questions import Conversation, Questions
 from tunesmith.proof.record import Check, Measure
 from tunesmith.proof.reference import TOP, Reference
@@ -134,7 +134,8 @@ def ask_scores(engine: Engine, reference: Reference) -> EngineScores | None:
     answered = {place: scores for place, scores in zip(places, found or (), strict=bool(found)) if scores}
     if not answered:
         return None
-    return EngineScores({place: wanted[place] for place in answered}, list(chain.from_iterable(answered.values())))
+    every = list(map(finite, chain.from_iterable(answered.values())))
+    return EngineScores({place: wanted[place] for place in answered}, every)
 
 
 def check_logits(engine_name: str, scores: EngineScores | None, reference: Reference, tolerance: Tolerance) -> Check:

@@ -7,6 +7,15 @@ Scores = Mapping[int, float]
 """Log-probabilities, in nats, of some tokens: the most probable ones, and the one that the answer has."""
 
 _TINY = 1e-12
+_IMPOSSIBLE = -9999.0  # as vLLM writes the log-probability of a token that cannot be chosen
+
+
+def finite(scores: Mapping[int, float | None]) -> Scores:
+    """Return log-probabilities in which those that are no numbers are very low, so that they cannot be within a limit.
+
+    A damaged model gives NaN, which JSON may write as null.
+    """
+    return {t: s if s is not None and math.isfinite(s) else _IMPOSSIBLE for t, s in scores.items()}
 
 
 def divergence(reference: Scores, other: Scores, top: int) -> float:

@@ -2,9 +2,12 @@
 
 import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tunesmith.proof.checks import ask_scores, distances
 from tunesmith.proof.distributions import divergence, most_probable, preference
 
 
@@ -52,3 +55,16 @@ def test_preference_is_the_gap_to_another_token() -> None:
     assert most_probable(scores) == 0
     assert preference(scores, 1) == pytest.approx(math.log(2))
     assert (preference(scores, 0), preference(scores, 9)) == (0, math.inf)
+
+
+@pytest.mark.parametrize("broken", [math.nan, None, -math.inf])
+def test_scores_that_are_no_numbers_are_far_from_any_distribution(broken: float | None) -> None:
+    ours = _logs(0.5, 0.3, 0.2)
+    answer = SimpleNamespace(prompt=(3,))
+    reference: Any = SimpleNamespace(scored={0: [ours, ours]}, answers=[answer], answer_with_end=lambda place: (0, 1))
+    engine: Any = SimpleNamespace(token_scores=lambda prompt, ids, top: [ours, dict.fromkeys(ours, broken)])
+    scores = ask_scores(engine, reference)
+    assert scores is not None
+    found = distances(scores, [ours, ours])
+    assert (found.mean_kl > 1.0, found.largest > 1.0) == (True, True)
+    assert math.isfinite(found.mean_kl)  # or proof.json could not be written
