@@ -15,7 +15,7 @@ from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.proof.asking import ask_all, ask_prompts
 from tunesmith.proof.distributions import preference
 from tunesmith.proof.questions import Questions
-from tunesmith.proof.record import ANSWERED, Check, Measure
+from tunesmith.proof.record import ANSWERED, SAME, Check, Measure
 from tunesmith.proof.reference import Reference
 from tunesmith.proof.tolerances import Tolerance
 from tunesmith.report.comparison import ComparedModel
@@ -107,7 +107,7 @@ def check_answers(asked: Asked, questions: Questions, reference: Reference, tole
     ended, may_not_end = sum(line["stopped"] for line in ending), int(tolerance.max_unstopped * len(ending))
     measures = [Measure("equal answers", equal, total)]
     if tolerance.max_gap is not None:
-        measures.append(Measure.all_of("equal answers, or undecided in the reference", equal + undecided, total))
+        measures.append(Measure.all_of(SAME, equal + undecided, total))
     measures += [
         Measure("answers that end", ended, len(ending), at_least=len(ending) - may_not_end),
         Measure.all_of(ANSWERED, sum(not line["error"] for line in asked.lines), total),

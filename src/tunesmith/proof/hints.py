@@ -21,7 +21,7 @@ def hint_for(proof: Proof) -> str:
     """
     failed = [check.name for check in proof.failed]
     if not failed:
-        return "the engine offers no way to check logits or answers"
+        return "the engine offers no way to compare logits, or answers that must be equal; limit the loss by --max-loss"
     measures = [measure for check in proof.failed for measure in check.measures]
     if any(measure.name == ANSWERED and not measure.passed for measure in measures):
         return "the engine refused prompts, usually because its context is too short: give it a longer one"

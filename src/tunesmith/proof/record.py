@@ -14,6 +14,8 @@ from tunesmith.core.verdict_reader import parse_verdict
 PROOF = "proof.json"
 ANSWERED = "answered prompts"
 """The measure of the prompts that an engine did not refuse."""
+SAME = "equal answers, or undecided in the reference"
+"""The measure of the answers, for types of weights whose answers must be equal."""
 
 Status = Literal["passed", "failed", "not possible"]
 
@@ -106,9 +108,8 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and one that depends on the weights (logits, answers) was possible."""
-        statuses = {check.name: check.status for check in self.checks}
-        return "failed" not in statuses.values() and "passed" in (statuses.get("logits"), statuses.get("answers"))
+        """Whether no check failed, and one was passed that another model would fail."""
+        return not self.failed and any(map(_tells_models_apart, self.checks))
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -130,6 +131,18 @@ class Proof:
             "versions": dict(self.versions),
             "forced": self.forced,
         }
+
+
+def _tells_models_apart(check: Check) -> bool:
+    """Return whether a check was passed, and another model would fail it.
+
+    Most models give answers that end, and with few rows no loss is shown of any model: neither says which one it is.
+    """
+    limited = {measure.name for measure in check.measures if (measure.at_least, measure.at_most) != (None, None)}
+    decisive = {
+        "logits": True, "answers": SAME in limited, "verdict": len(limited) == len(check.measures)
+    }  # fmt: skip
+    return check.status == "passed" and decisive.get(check.name, False)
 
 
 def write_proof(proof: Proof, folder: Path) -> Path:

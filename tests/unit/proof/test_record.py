@@ -1,6 +1,7 @@
 """The record of a proof, and its strict reader."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def test_a_proof_without_logits_and_answers_proves_nothing() -> None:
     assert (made.passed, made.failed) == (False, ())
     with raises(NotProved, "not-proved"):
         require_proved(made)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(None, False), (0.05, True)])
+def test_answers_that_need_not_be_equal_prove_nothing_without_a_limit_of_the_loss(
+    limit: float | None, passed: bool
+) -> None:
+    *others, verdict = proof().checks
+    shown, excluded = verdict.measures
+    checks = (
+        *(Check(check.name, impossible="no way") for check in others[:3]),
+        Check("answers", (Measure("equal answers", 0, 100), Measure.all_of("answers that end", 100, 100))),
+        replace(verdict, measures=(shown, replace(excluded, at_most=limit))),
+    )
+    made = proof(type="q8_0", checks=checks)
+    assert (made.passed, made.failed) == (passed, ())
 
 
 @pytest.mark.parametrize("name", ["ids", "template", "logits", "answers", "verdict"])
