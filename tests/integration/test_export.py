@@ -138,6 +138,9 @@ def test_a_repeated_export_is_left_as_it_is_and_another_is_refused(trained: Path
     before = tree(tmp_path / "out")
     assert export_model(reference(trained), tmp_path / "out", to="merged", type="bf16").existed
     assert tree(tmp_path / "out") == before
+    (tmp_path / "out/README.md").write_text("read and corrected")
+    assert export_model(reference(trained), tmp_path / "out", to="merged", type="bf16").existed
+    assert (tmp_path / "out/README.md").read_text() == "read and corrected"
     with raises(RecipeError, "exists"):
         export_model(reference(trained), tmp_path / "out", to="merged", type="f16")
     (tmp_path / "out/config.json").write_text("{}")
@@ -156,6 +159,25 @@ def test_a_full_model_is_exported_and_too_small_a_disk_is_refused(
     with raises(DoesNotFit, "not-enough-disk"):
         export_model(whole, tmp_path / "other", to="merged")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_folder_that_appears_during_an_export_is_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, mine = merged.build, tmp_path / "out/mine"
+
+    def build_slowly(*arguments: Any) -> str:
+        mine.parent.mkdir()
+        mine.touch()
+        return build(*arguments)
+
+    monkeypatch.setattr(merged, "build", build_slowly)
+    with raises(RecipeError, "exists"):
+        export_model(
+            reference(trained), tmp_path / "out", to="merged", skip_proof=True, force=True, reason="for a test"
+        )
+    assert mine.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_export_that_is_stopped_leaves_nothing(

@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,8 +189,11 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path, *, may_change: Collection[str] = ()) -> dict[str, Any]:
     """Compare every file of a folder with its manifest, and return the manifest.
+
+    Args:
+        may_change: the names of files that users may edit.
 
     Raises:
         DamagedFile: the manifest is missing or unreadable, or a file is missing, altered or added.
@@ -201,14 +204,14 @@ def check_folder(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DamagedFile("lists no files", where=str(folder / MANIFEST))
-    check_files(folder, manifest["files"])
+    check_files(folder, manifest["files"], may_change=may_change)
     return manifest
 
 
-def check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
-    """Raise DamagedFile unless the files below `folder` are exactly those of `expected`."""
+def check_files(folder: Path, expected: dict[str, dict[str, Any]], *, may_change: Collection[str] = ()) -> None:
+    """Raise DamagedFile unless the files below `folder` are exactly those of `expected`, apart from `may_change`."""
     actual = list_files(folder)
-    for name in sorted(expected.keys() | actual.keys()):
+    for name in sorted((expected.keys() | actual.keys()).difference(may_change)):
         if name not in actual:
             raise DamagedFile("is missing", where=str(folder / name))
         if name not in expected:

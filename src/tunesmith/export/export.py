@@ -17,7 +17,7 @@ from tunesmith.core.progress import log
 from tunesmith.core.rundir import RunDir
 from tunesmith.core.user_folders import check_writable
 from tunesmith.estimate.disk import free_gib
-from tunesmith.export.card import write_card
+from tunesmith.export.card import README, write_card
 from tunesmith.export.formats import HUB, Options, format_of
 from tunesmith.export.hub import check_repository, publish
 from tunesmith.export.inputs import inputs
@@ -188,7 +188,7 @@ def export_resolved(
         module.require_engine()
     facts: dict[str, Any] = {"to": to, "model_digest": model.digest(), "options": options.to_json()}
     judged = provenance_of(model).judgement_digest
-    if os.path.lexists(folder):
+    if existed := os.path.lexists(folder):
         found = _intact_export(folder)
         is_same = facts.items() <= found.items()
         if is_same and found.get("judged") == judged and (reason is not None or found.get("forced") is None):
@@ -207,6 +207,8 @@ def export_resolved(
         only, path, repo = options.adapter_only, folder.name, options.repo
         facts["forced"] = forced = None if proof and proof.passed else reason
         write_card(new, model, to=to, path=path, repository=repo, adapter_only=only, proof=proof, forced=forced)
+        if os.path.lexists(folder) != existed:  # another program wrote it in the meantime
+            raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
     return _read(folder, existed=False)
 
 
@@ -225,9 +227,12 @@ def _hub_format(model: ModelFolder) -> str:
 
 
 def _intact_export(folder: Path) -> dict[str, Any]:
-    """Return what the manifest of an export says about it; empty if the folder is something else, or was altered."""
+    """Return what the manifest of an export says about it; empty if the folder is something else, or was altered.
+
+    The card may be edited: it is read before an export is published.
+    """
     try:
-        recorded = check_folder(folder).get("export")
+        recorded = check_folder(folder, may_change=(README,)).get("export")
     except (DamagedFile, OSError):
         return {}
     return recorded if isinstance(recorded, dict) else {}

@@ -38,7 +38,7 @@ def check(model: ModelFolder, options: Options) -> None:
             message = f"an adapter is not written as `{kind}`"
             raise RecipeError(message, where="--type", hint=f"use {', '.join(LORA_TYPES)}", code="wrong-value")
     else:
-        _require_describable(model)
+        require_describable(model.root.path)
     if (kind in K_TYPES) != bool(options.quantize_with):
         message = f"`{kind}` is written by llama-quantize" if kind in K_TYPES else f"`{kind}` needs no other program"
         hint = "add --quantize-with /path/to/llama-quantize" if kind in K_TYPES else "leave --quantize-with out"
@@ -47,10 +47,10 @@ def check(model: ModelFolder, options: Options) -> None:
         find_quantizer(options.quantize_with)
 
 
-def _require_describable(model: ModelFolder) -> None:
-    """Raise RecipeError if a file of the base could not be written; training changes only weights and adds tokens."""
+def require_describable(base: Path) -> None:
+    """Raise RecipeError if a file of a base could not be written; training changes only weights and adds tokens."""
     try:
-        describe_model(model.root.path)
+        describe_model(base)
     except RecipeError as error:
         if error.code != "no-stop-token":  # `model.chat_markup` may have added one
             raise

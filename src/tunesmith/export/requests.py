@@ -69,9 +69,9 @@ def check_base_for_exports(recipe: Recipe, base: ModelFolder) -> None:
     """Raise RecipeError if what is trained on a base cannot be written in a format of the recipe."""
     for index, entry in enumerate(recipe.export or ()):
         if isinstance(entry, GgufExport):
-            from tunesmith.gguf.architectures import find_architecture, read_model_config  # imports torch
+            from tunesmith.export.gguf import require_describable  # imports torch
 
-            find_architecture(read_model_config(base.root.path), base.root.path)
+            require_describable(base.root.path)
         if isinstance(entry, AdapterExport) or (isinstance(entry, GgufExport) and entry.adapter_only):
             from tunesmith.export.adapter import check_base  # imports torch
 

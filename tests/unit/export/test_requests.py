@@ -1,6 +1,7 @@
 """The exports of a recipe, refused before anything is trained."""
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,11 @@ def test_a_missing_program_and_an_unknown_architecture_are_refused_before_traini
     with raises(RecipeError, "gguf-unsupported", "phi"):
         check_base_for_exports(read, unknown)
     check_base_for_exports(loaded(tmp_path, {"to": "merged"})[0], unknown)
+    tokenizer = json.loads((known.path / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    (known.path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with raises(RecipeError, "gguf-unsupported"):
+        check_base_for_exports(read, known)
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
