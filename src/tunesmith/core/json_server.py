@@ -91,6 +91,9 @@ class JsonServer:
                 message, hint = f"does not answer JSON: {error}", "check the URL"
                 failure = TunesmithError(message, where=where, hint=hint, code="server-failed")
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(getattr(error, "reason", error), TimeoutError):  # another attempt would take as long
+                    message = f"did not answer in {_SECONDS:.0f} s"
+                    raise TunesmithError(message, where=where, code="server-failed") from error
                 message = f"cannot be reached: {getattr(error, 'reason', '') or error or type(error).__name__}"
                 hint = "check the URL, and that the server runs"
                 failure = RecipeError(message, where=where, hint=hint, code="server-unreachable")

@@ -12,7 +12,7 @@ from tunesmith.engines.base import Engine
 from tunesmith.proof.asking import ask_all
 from tunesmith.proof.distributions import Scores, divergence, finite, most_probable
 from tunesmith.proof.questions import Conversation, Questions
-from tunesmith.proof.record import Check, Measure
+from tunesmith.proof.record import ANSWERED, Check, Measure
 from tunesmith.proof.reference import TOP, Reference
 from tunesmith.proof.tolerances import Tolerance
 
@@ -119,7 +119,7 @@ class Distances:
 
 
 def ask_scores(engine: Engine, reference: Reference) -> EngineScores | None:
-    """Return the engine's distributions at the reference's answers; None if one of the two has none."""
+    """Return the engine's distributions at the reference's answers; None if one of the two gives none."""
     if not reference.scored:
         return None
     places = list(reference.scored)
@@ -131,9 +131,9 @@ def ask_scores(engine: Engine, reference: Reference) -> EngineScores | None:
         unit="answers",
         refused=lambda place, error: [],
     )
-    answered = {place: scores for place, scores in zip(places, found or (), strict=bool(found)) if scores}
-    if not answered:
+    if found is None:
         return None
+    answered = {place: scores for place, scores in zip(places, found, strict=True) if scores}
     every = list(map(finite, chain.from_iterable(answered.values())))
     return EngineScores({place: wanted[place] for place in answered}, every)
 
@@ -144,8 +144,11 @@ def check_logits(engine_name: str, scores: EngineScores | None, reference: Refer
         return Check(LOGITS, impossible="the reference has no log-probabilities")
     if scores is None:
         return Check(LOGITS, impossible=f"{engine_name} does not give the log-probabilities of given tokens")
+    answered = Measure.all_of(ANSWERED, len(scores.wanted), len(reference.scored))
+    if not scores.wanted:
+        return Check(LOGITS, (answered,))
     ours = list(chain.from_iterable(reference.scored[place] for place in scores.wanted))
-    return Check(LOGITS, distances(scores, ours).measures(tolerance))
+    return Check(LOGITS, (*distances(scores, ours).measures(tolerance), answered))
 
 
 def distances(scores: EngineScores, ours: Sequence[Scores]) -> Distances:

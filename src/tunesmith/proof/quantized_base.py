@@ -25,7 +25,7 @@ def check_base(model: ModelFolder, scores: EngineScores | None, reference: Refer
         scores: the distributions at the tokens of the reference's answers; None if the engine does not give them.
         tolerance: the limits of the engine's type.
     """
-    if scores is None:
+    if scores is None or not scores.wanted:
         return Check(BASE, impossible="there are no log-probabilities to compare")
     on_files = open_in_fp32(model, merged=True)
     prompts = [reference.answers[place].prompt for place in scores.wanted]

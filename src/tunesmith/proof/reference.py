@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+import tunesmith
 from tunesmith.core import interrupt
 from tunesmith.core.errors import DamagedFile
 from tunesmith.core.files import MANIFEST, check_folder, digest_of, remove_folder, seal_folder
@@ -76,7 +78,9 @@ class Reference:
         self._model_folder, self._questions = model, questions
         self._loaded: Any = None
         prompts = questions.prompts
-        key = digest_of([model.digest(), prompts.digest, str(trained_quantization(model)), TOP, SCORED_TOKENS, _FORMAT])
+        made_by = (tunesmith.__version__, torch.__version__, transformers.__version__)
+        made_from = (model.digest(), prompts.digest, str(trained_quantization(model)))
+        key = digest_of([*made_from, *made_by, TOP, SCORED_TOKENS, _FORMAT])
         self.folder = cache_root() / "proofs" / key[:32]
         if not _is_complete(self.folder):
             with exclusive_lock(self.folder.with_suffix(".lock"), wait=True):

@@ -61,7 +61,11 @@ class Aliases:
         for served in self._served:
             if served.alias is None:
                 continue
-            version = str(registry.resolve(served.reference))
+            try:
+                version = str(registry.resolve(served.reference))
+            except TunesmithError as error:  # such as an alias that was removed
+                self._catalog.failures[served.name] = error.code
+                continue
             if version != self._models[served.name].name and not self._waits(served.name, version):
                 self._swap(served, version)
             elif version == self._models[served.name].name:  # moved back to the version that is served

@@ -101,8 +101,7 @@ class Models:
         elif self._users[model.adapter]:
             self._leaving[model.adapter] = done
         else:
-            self.adapters.remove(model.adapter)
-            done.set_result(None)
+            self._free(model.adapter, done)
 
     def use(self, adapter: str | None) -> None:
         """Note that a request uses an adapter."""
@@ -113,9 +112,16 @@ class Models:
         self._users[adapter] -= 1
         if self._users[adapter] or adapter not in self._leaving or adapter is None:
             return None
-        self.adapters.remove(adapter)
-        self._leaving.pop(adapter).set_result(None)
+        self._free(adapter, self._leaving.pop(adapter))
         return adapter
+
+    def _free(self, adapter: str, done: "Future[None]") -> None:
+        try:
+            self.adapters.remove(adapter)
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
 
     def _new_key(self, name: str) -> str:
         return f"{name}#{next(self._numbers)}"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from tunesmith.core.progress import log
 from tunesmith.serve.errors import ApiError, send_json
 
 _DONE = b"data: [DONE]\n\n"
@@ -87,6 +88,9 @@ class EventStream:
                     await _send_event(chunk, send)
             except ApiError as error:
                 await _send_event(error.body, send)
+            except Exception as error:
+                log(f"a stream failed: {type(error).__name__}: {error}")
+                await _send_event(ApiError(500, "unexpected error", reason="unexpected").body, send)
             await send({"type": "http.response.body", "body": _DONE})
 
 

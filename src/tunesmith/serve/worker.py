@@ -263,7 +263,11 @@ class Worker:
         """Carry out the calls of other threads; wait for one if there is nothing else to do."""
         try:
             while True:
-                self._mail.get(block=not self._session.busy and not self._is_closed)()
+                call = self._mail.get(block=not self._session.busy and not self._is_closed)
+                try:
+                    call()
+                except Exception as error:  # the thread must survive
+                    log(f"the server failed between two passes: {type(error).__name__}: {error}")
         except Empty:
             pass
 

@@ -2,13 +2,16 @@
 
 import math
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tunesmith.proof.checks import ask_scores, distances
+from tunesmith.core.json_server import RequestRefused
+from tunesmith.proof.checks import ask_scores, check_logits, distances
 from tunesmith.proof.distributions import divergence, most_probable, preference
+from tunesmith.proof.tolerances import tolerance_for
 
 
 def _logs(*shares: float) -> dict[int, float]:
@@ -68,3 +71,19 @@ def test_scores_that_are_no_numbers_are_far_from_any_distribution(broken: float 
     found = distances(scores, [ours, ours])
     assert (found.mean_kl > 1.0, found.largest > 1.0) == (True, True)
     assert math.isfinite(found.mean_kl)  # or proof.json could not be written
+
+
+@pytest.mark.parametrize("refused", [{4}, {3, 4}])
+def test_scores_that_are_refused_fail_the_check(refused: set[int]) -> None:
+    ours = _logs(0.5, 0.3, 0.2)
+    answers = [SimpleNamespace(prompt=(prompt,)) for prompt in (3, 4)]
+    reference: Any = SimpleNamespace(scored={0: [ours], 1: [ours]}, answers=answers, answer_with_end=lambda place: (0,))
+
+    def token_scores(prompt: Sequence[int], ids: Sequence[int], top: int) -> list[Any]:
+        if prompt[0] in refused:
+            raise RequestRefused(400, "the context is full", where="engine")
+        return [ours]
+
+    engine: Any = SimpleNamespace(name="engine", token_scores=token_scores)
+    check = check_logits("engine", ask_scores(engine, reference), reference, tolerance_for("f32"))
+    assert check.status == "failed"
