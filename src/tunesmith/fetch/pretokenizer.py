@@ -112,13 +112,23 @@ def split_patterns(pre_tokenizer: Any) -> tuple[str, ...] | None:
     """Return the patterns of a pre-tokenizer that ends in ByteLevel; None if it has other steps."""
     if pre_tokenizer is None:
         return None
-    state = json.loads(pre_tokenizer.__getstate__())
-    steps: list[dict[str, Any]] = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    steps = single_steps(json.loads(pre_tokenizer.__getstate__()), "pretokenizers")
     patterns = [pattern for step in steps[:-1] if (pattern := _pattern(step))]
     last = steps[-1]
     if last["type"] != "ByteLevel" or last["add_prefix_space"] or len(patterns) < len(steps) - 1:
         return None
     return (*patterns, GPT2) if last["use_regex"] else tuple(patterns)
+
+
+def single_steps(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """Return the steps of a part of a tokenizer.json; none if it has no such part.
+
+    Args:
+        key: the key of the steps if the part is a sequence: normalizers, pretokenizers or processors.
+    """
+    if state is None:
+        return []
+    return list(state[key]) if state["type"] == "Sequence" else [state]
 
 
 def _pattern(step: dict[str, Any]) -> str | None:

@@ -16,13 +16,13 @@ from tunesmith.architecture.base_model import refuse_pickle, stored_quantization
 from tunesmith.core.errors import RecipeError
 from tunesmith.gguf.config_facts import head_size, window_period, windowed_layers
 from tunesmith.gguf.rope import PLAIN_SCALINGS
+from tunesmith.gguf.unsupported import unsupported
 
 RowOrder = Callable[[str, Any], torch.Tensor | None]
 """From a tensor's name and a configuration to the order of its rows in the file; None to keep the order."""
 
 _SILU = ("silu", "swish")
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-_MERGED = "use `--to merged`, which any program that reads transformers models can open"
 
 
 def _keep(name: str, config: Any) -> None:
@@ -150,13 +150,12 @@ def find_architecture(config: Any, folder: Path) -> Architecture:
         RecipeError: llama.cpp, or this package, has no such architecture, or it would compute something else.
     """
     architecture = ARCHITECTURES.get(config.model_type)
-    where = str(folder / "config.json")
+    where = folder / "config.json"
     if architecture is None:
         message = f"models of type `{config.model_type}` cannot be written as GGUF; known: {', '.join(ARCHITECTURES)}"
-        raise RecipeError(message, where=where, hint=_MERGED, code="gguf-unsupported")
+        raise unsupported(message, where)
     if difference := _difference(config, architecture):
-        message = f"llama.cpp would compute this model differently: {difference}"
-        raise RecipeError(message, where=where, hint=_MERGED, code="gguf-unsupported")
+        raise unsupported(f"llama.cpp would compute this model differently: {difference}", where)
     return architecture
 
 

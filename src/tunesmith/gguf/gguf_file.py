@@ -25,13 +25,12 @@ _VALUE_TYPES = (
 def general_metadata(folder: Path, file_type: GgufType) -> dict[str, Any]:
     """Return the keys about the file and its origin."""
     card = read_json(folder / CARD) if (folder / CARD).exists() else {}
-    values: dict[str, Any] = {
+    return {
         "general.type": "model",
         "general.name": card.get("name") or folder.name,
         "general.file_type": int(file_type.file),
         "general.quantization_version": GGML_QUANT_VERSION,
     }
-    return values
 
 
 def refuse_existing(out: Path) -> None:

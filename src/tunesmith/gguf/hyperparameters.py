@@ -10,9 +10,7 @@ _NORM_EPSILONS = {
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
 }
-_SOFT_CAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"
-}  # fmt: skip
+_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # both programs use the same names
 
 
 def hyperparameters(config: Any, architecture: Architecture, *, vocabulary: int) -> tuple[dict[str, Any], list[str]]:
@@ -34,7 +32,7 @@ def hyperparameters(config: Any, architecture: Architecture, *, vocabulary: int)
         "vocab_size": vocabulary,
     }
     values |= {key: float(getattr(config, name)) for name, key in _NORM_EPSILONS.items() if hasattr(config, name)}
-    values |= {key: float(value) for name, key in _SOFT_CAPS.items() if (value := getattr(config, name, None))}
+    values |= {name: float(value) for name in _SOFT_CAPS if (value := getattr(config, name, None))}
     if hasattr(config, "use_parallel_residual"):
         values["use_parallel_residual"] = bool(config.use_parallel_residual)
     windowed = windowed_layers(config)

@@ -1,12 +1,13 @@
 """Rotary position embeddings: the keys and tensors from which llama.cpp computes the same frequencies."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tunesmith.core.errors import RecipeError
 from tunesmith.gguf.config_facts import head_size
+from tunesmith.gguf.unsupported import unsupported
 
 PLAIN_SCALINGS = frozenset({"default", "linear"})
 """The types of scaling that llama.cpp computes for every architecture with RoPE."""
@@ -21,7 +22,7 @@ class Rope(NamedTuple):
     tensors: dict[str, torch.Tensor]
 
 
-def describe_rope(config: Any, scalings: frozenset[str], *, where: str) -> Rope:
+def describe_rope(config: Any, scalings: frozenset[str], *, where: Path) -> Rope:
     """Return the metadata and tensors of a configuration's RoPE.
 
     Raises:
@@ -42,8 +43,7 @@ def describe_rope(config: Any, scalings: frozenset[str], *, where: str) -> Rope:
     elif local is not None and local.get("rope_type", "default") != "default":
         problem = "llama.cpp does not scale the RoPE of layers with a window"
     if problem:
-        hint = "use `--to merged`, which any program that reads transformers models can open"
-        raise RecipeError(problem, where=where, hint=hint, code="gguf-unsupported")
+        raise unsupported(problem, where)
     size = int(head_size(config) * parameters.get("partial_rotary_factor", 1.0))
     metadata = {"rope.freq_base": float(parameters["rope_theta"]), "rope.dimension_count": size}
     if local is not None:

@@ -48,7 +48,7 @@ GGUF_TYPES = {
 K_TYPES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 """The types that only `llama-quantize` writes."""
 
-_EMBEDDINGS = ("token_embd.weight", "output.weight")
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 _ALWAYS_F32 = ("position_embd.weight",)
 _LARGEST_F16 = float(np.finfo(np.float16).max)
 # The scale of a block is an f16: its largest value divided by this number.
@@ -59,7 +59,7 @@ def tensor_type(name: str, shape: tuple[int, ...], file_type: GgufType) -> GGMLQ
     """Return the type of a tensor: f32 for vectors and positions, and f16 if a row is no multiple of a block."""
     if len(shape) < 2 or name in _ALWAYS_F32 or "rope_f" in name:
         return _Q.F32
-    wanted = file_type.embeddings if name in _EMBEDDINGS else file_type.weights
+    wanted = file_type.embeddings if name in (EMBEDDING, OUTPUT) else file_type.weights
     block, _ = GGML_QUANT_SIZES[wanted]
     return wanted if shape[-1] % block == 0 else _Q.F16
 

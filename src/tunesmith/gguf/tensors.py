@@ -13,8 +13,9 @@ from safetensors import safe_open
 from tunesmith.architecture.weight_headers import OUTPUTS, tensor_files, tensor_shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.gguf.architectures import Architecture
+from tunesmith.gguf.tensor_types import EMBEDDING, OUTPUT
+from tunesmith.gguf.unsupported import unsupported
 
-_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _CHUNK = 2**24  # values converted at a time: 64 MiB in fp32
 # Constants that older versions of transformers saved with the weights.
 _CONSTANTS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$")
@@ -80,10 +81,10 @@ def list_tensors(folder: Path, config: Any, architecture: Architecture) -> list[
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             message = f"llama.cpp has no place for the tensor `{source}` in `{architecture.name}`"
-            raise RecipeError(message, where=str(folder), code="gguf-unsupported")
+            raise unsupported(message, folder)
         is_output = source.rpartition(".")[0] in OUTPUTS
         if is_output and config.tie_word_embeddings:
-            stored_output = Tensor(_OUTPUT, source, tuple(stored), files[source])
+            stored_output = Tensor(OUTPUT, source, tuple(stored), files[source])
             continue
         module = source.split(".")[-2]
         transposed = module in architecture.transposed and source.endswith(".weight")
@@ -99,11 +100,11 @@ def list_tensors(folder: Path, config: Any, architecture: Architecture) -> list[
             )
         )
     if config.tie_word_embeddings:
-        embedding = next(tensor for tensor in tensors if tensor.name == _EMBEDDING)
+        embedding = next(tensor for tensor in tensors if tensor.name == EMBEDDING)
         if stored_output is not None:
             _require_equal(stored_output, embedding, folder)
         if architecture.output == "needed":
-            tensors.append(replace(embedding, name=_OUTPUT))
+            tensors.append(replace(embedding, name=OUTPUT))
     return tensors
 
 

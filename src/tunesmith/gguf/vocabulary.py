@@ -5,6 +5,7 @@ SentencePiece trains, its model `llama`. If a file cannot express a tokenizer, i
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from gguf import TokenType
 
 from tunesmith.core.errors import RecipeError, TunesmithError
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.fetch.pretokenizer import gguf_name
+from tunesmith.fetch.pretokenizer import gguf_name, single_steps
 from tunesmith.gguf.model_name import strips_like_phi3
+from tunesmith.gguf.unsupported import unsupported
 from tunesmith.tasks.base import RowProblem
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.template_text import TemplateReader
@@ -25,7 +27,6 @@ _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # Pre-tokenizers whose classes of letters llama.cpp approximates.
 _SIMPLIFIED = ("gpt-4o", "tekken")
 _UNREACHABLE = -1e9  # the score of a token that no merge makes
-_HINT = "use `--to merged`, which any program that reads transformers models can open"
 
 
 class Vocabulary(NamedTuple):
@@ -49,17 +50,18 @@ def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     transformers_tokenizer = tokenizer.hf_tokenizer
     backend = transformers_tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
-    where = str(folder / "tokenizer.json")
+    where = folder / "tokenizer.json"
     if (last := max(backend.get_vocab(with_added_tokens=True).values())) >= rows:
         message = f"the tokenizer has the token {last}, but the embedding has only {rows} rows"
         hint = "the tokenizer belongs to another model, or has tokens that were never trained"
-        raise RecipeError(message, where=where, hint=hint, code="vocabulary-mismatch")
+        raise RecipeError(message, where=str(where), hint=hint, code="vocabulary-mismatch")
     if state["model"]["type"] != "BPE":
-        message = f"llama.cpp has no tokenizer like this one ({state['model']['type']})"
-        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
-    describe = _sentencepiece if state["model"].get("byte_fallback") else _byte_level
-    model, warnings = describe(backend, state, has_template=tokenizer.has_chat_template, where=where)
-    is_pieces = model["tokenizer.ggml.model"] == "llama"
+        raise unsupported(f"llama.cpp has no tokenizer like this one ({state['model']['type']})", where)
+    is_pieces = bool(state["model"].get("byte_fallback"))
+    if is_pieces:
+        model, warnings = _sentencepiece(state, has_template=tokenizer.has_chat_template, where=where)
+    else:
+        model, warnings = _byte_level(backend, state, where=where)
     tokens, types = _read_tokens(backend, state, rows, transformers_tokenizer.unk_token_id if is_pieces else None)
     _refuse_duplicates(tokens, where)
     metadata = {**model, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
@@ -72,18 +74,14 @@ def describe_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     return Vocabulary(metadata | special, [*warnings, *strip_warnings, *more_warnings], like_phi3)
 
 
-def _byte_level(
-    backend: Any, state: dict[str, Any], *, has_template: bool, where: str
-) -> tuple[dict[str, Any], list[str]]:
+def _byte_level(backend: Any, state: dict[str, Any], *, where: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the metadata of byte-level BPE without its tokens."""
     name = gguf_name(backend)
     normalizer = state["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
-        message = f"llama.cpp does not normalize text as this tokenizer does ({normalizer['type']})"
-        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+        raise unsupported(f"llama.cpp does not normalize text as this tokenizer does ({normalizer['type']})", where)
     if name is None:
-        message = "llama.cpp knows no pre-tokenizer that splits text as this tokenizer does"
-        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+        raise unsupported("llama.cpp knows no pre-tokenizer that splits text as this tokenizer does", where)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
     if name not in _SIMPLIFIED:
@@ -91,21 +89,17 @@ def _byte_level(
     return metadata, [f"llama.cpp splits letters with combining marks differently from this tokenizer (`{name}`)"]
 
 
-def _sentencepiece(
-    backend: Any, state: dict[str, Any], *, has_template: bool, where: str
-) -> tuple[dict[str, Any], list[str]]:
+def _sentencepiece(state: dict[str, Any], *, has_template: bool, where: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the metadata of BPE with byte tokens without its tokens and scores.
 
     llama.cpp writes a blank before the first text and before each text after a control token, or never. A tokenizer
     that writes one before the first text only never does in a chat, whose texts all follow control tokens.
     """
-    problem, prefix = None, _blank_prefix(state)
+    prefix = _blank_prefix(state)
     if prefix is None:
-        problem = "llama.cpp does not normalize or split text as this tokenizer does"
-    elif not all(byte in state["model"]["vocab"] for byte in _BYTES):
-        problem = "the tokenizer has no token for some bytes"
-    if problem:
-        raise RecipeError(problem, where=where, hint=_HINT, code="gguf-unsupported")
+        raise unsupported("llama.cpp does not normalize or split text as this tokenizer does", where)
+    if not all(byte in state["model"]["vocab"] for byte in _BYTES):
+        raise unsupported("the tokenizer has no token for some bytes", where)
     warnings = []
     if prefix == "first":
         case = "texts without the chat template" if has_template else "texts after control tokens"
@@ -122,7 +116,7 @@ def _sentencepiece(
 def _blank_prefix(state: dict[str, Any]) -> str | None:
     """Return when a tokenizer writes a blank before a text (always, first, never); None if it changes texts further."""
     prefix = "never"
-    for step in _steps(state["normalizer"], "normalizers"):
+    for step in single_steps(state["normalizer"], "normalizers"):
         match step:
             case {"type": "Prepend", "prepend": "\u2581"}:
                 prefix = "always"
@@ -130,7 +124,7 @@ def _blank_prefix(state: dict[str, Any]) -> str | None:
                 pass
             case _:
                 return None
-    for step in _steps(state["pre_tokenizer"], "pretokenizers"):
+    for step in single_steps(state["pre_tokenizer"], "pretokenizers"):
         match step:
             case {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}:
                 prefix = scheme
@@ -139,12 +133,6 @@ def _blank_prefix(state: dict[str, Any]) -> str | None:
             case _:
                 return None
     return prefix
-
-
-def _steps(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    if state is None:
-        return []
-    return list(state[key]) if state["type"] == "Sequence" else [state]
 
 
 def _scores(merges: list[Any]) -> dict[str, float]:
@@ -188,12 +176,11 @@ def _read_tokens(backend: Any, state: dict[str, Any], rows: int, unknown: int | 
     return tokens, types
 
 
-def _refuse_duplicates(tokens: list[str], where: str) -> None:
+def _refuse_duplicates(tokens: list[str], where: Path) -> None:
     """Raise RecipeError if two tokens have one text, with which llama.cpp ends its process."""
-    if len(set(tokens)) < len(tokens):
-        twice = next(text for text in tokens if tokens.count(text) > 1)
-        message = f"two tokens have the text {twice!r}, which llama.cpp cannot tell apart"
-        raise RecipeError(message, where=where, hint=_HINT, code="gguf-unsupported")
+    [(text, times)] = Counter(tokens).most_common(1)
+    if times > 1:
+        raise unsupported(f"two tokens have the text {text!r}, which llama.cpp cannot tell apart", where)
 
 
 def _strip_warnings(state: dict[str, Any]) -> Iterator[str]:

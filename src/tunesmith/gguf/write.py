@@ -11,7 +11,7 @@ from tunesmith.gguf.gguf_file import general_metadata, refuse_existing, write_fi
 from tunesmith.gguf.hyperparameters import hyperparameters
 from tunesmith.gguf.model_name import name_in_file
 from tunesmith.gguf.rope import describe_rope
-from tunesmith.gguf.tensor_types import GGUF_TYPES, GgufType
+from tunesmith.gguf.tensor_types import EMBEDDING, GGUF_TYPES
 from tunesmith.gguf.tensors import Tensor, computed_tensor, list_tensors
 from tunesmith.gguf.vocabulary import describe_vocabulary
 
@@ -34,8 +34,11 @@ def write_gguf(folder: Path, out: Path, *, type: str, metadata: Mapping[str, Any
         DamagedFile: the folder's weights are damaged.
         DoesNotFit: the disk is full.
     """
-    file_type = find_type(type)
+    if type not in GGUF_TYPES:
+        hint = did_you_mean(type, GGUF_TYPES)
+        raise RecipeError(f"there is no GGUF type `{type}`", hint=hint, code="unknown-gguf-type")
     refuse_existing(out)
+    file_type = GGUF_TYPES[type]
     model = describe_model(folder)
     written = {**general_metadata(folder, file_type), **model.metadata, **metadata}
     written["general.name"] = name_in_file(written["general.name"], strips_like_phi3=model.strips_like_phi3)
@@ -61,10 +64,10 @@ def describe_model(folder: Path) -> Description:
     """
     config = read_model_config(folder)
     architecture = find_architecture(config, folder)
-    rope = describe_rope(config, architecture.scalings, where=str(folder / "config.json"))
+    rope = describe_rope(config, architecture.scalings, where=folder / "config.json")
     tensors = list_tensors(folder, config, architecture)
     tensors += [computed_tensor(name, name, values) for name, values in rope.tensors.items()]
-    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
+    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == EMBEDDING)
     shape, shape_warnings = hyperparameters(config, architecture, vocabulary=rows)
     vocabulary = describe_vocabulary(folder, rows=rows)
     metadata = {f"{architecture.name}.{key}": value for key, value in (shape | rope.metadata).items()}
@@ -75,11 +78,3 @@ def describe_model(folder: Path) -> Description:
         [*shape_warnings, *vocabulary.warnings],
         vocabulary.strips_like_phi3,
     )
-
-
-def find_type(name: str) -> GgufType:
-    """Return the type of this name; raise RecipeError if there is none."""
-    if name not in GGUF_TYPES:
-        message = f"there is no GGUF type `{name}`"
-        raise RecipeError(message, hint=did_you_mean(name, GGUF_TYPES), code="unknown-gguf-type")
-    return GGUF_TYPES[name]

@@ -13,7 +13,18 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
-from tunesmith.fetch.pretokenizer import DIGIT, DIGITS, GPT2, LLAMA3, O200K, QWEN2, QWEN35, TEKKEN, split_patterns
+from tunesmith.fetch.pretokenizer import (
+    DIGIT,
+    DIGITS,
+    GPT2,
+    LLAMA3,
+    O200K,
+    QWEN2,
+    QWEN35,
+    TEKKEN,
+    single_steps,
+    split_patterns,
+)
 from tunesmith.tasks.base import RowProblem
 
 # A space between two characters that are not blanks in any version of Unicode.
@@ -154,14 +165,8 @@ def can_encode_by_words(backend: Any) -> bool:
 
 def _shifts_offsets(backend: Any) -> bool:
     """Return whether the reported span of a text's first token differs from its span inside another text."""
-    steps = _steps(_state(backend.post_processor), "processors")
+    steps = single_steps(_state(backend.post_processor), "processors")
     return any(s["type"] == "ByteLevel" and s["trim_offsets"] and s["add_prefix_space"] for s in steps)
-
-
-def _steps(state: Any, name: str) -> list[dict[str, Any]]:
-    if not state:
-        return []
-    return list(state[name]) if state["type"] == "Sequence" else [state]
 
 
 def _state(part: Any) -> Any:
