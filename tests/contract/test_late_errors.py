@@ -60,7 +60,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet._require_base": (_ADAPTERS,) * 3,
     "model/adapter_set.py AdapterSet.add": (_ADAPTERS,) * 2,
-    "model/adapter_set.py AdapterSet._require_known": (_ADAPTERS,),
+    "model/adapter_set.py AdapterSet._known": (_ADAPTERS,),
     "model/adapter_set.py AdapterSet.combine": (_ADAPTERS,) * 3,
     "model/adapters.py attach_adapter": (
         "not before: only for an adapter as the base, whose weights need torch",

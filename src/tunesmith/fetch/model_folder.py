@@ -80,7 +80,7 @@ class ModelFolder:
         """
         manifest = self.path / MANIFEST
         if manifest.exists() and (source := read_json(manifest).get("source")):
-            # Converted from a `.gguf` file: the digest is of that file, not of what transformers wrote.
+            # Converted from a `.gguf` file: the digest is of that file and the conversion, not of the converted files.
             _record_folder(str(source), self.path)
             return str(source)
         files = _digest_files(model_files(self.path))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -22,6 +23,23 @@ from tunesmith.model.quantization import trained_quantization
 # standard deviation of the logits: rounding only.
 _CHECKED_TOKENS = 5
 _TOLERANCE, _LOW_PRECISION_TOLERANCE = 1e-3, 0.1
+
+
+@dataclass(slots=True)
+class _Attached:
+    """An adapter of the model.
+
+    Attributes:
+        folder: its folder; for a combination, that of its first part.
+        peft_name: its name in peft, which searches for adapter names in module names; no module has this one.
+        vocabulary: the number of tokens that it knows.
+        is_mixable: whether it can share a batch with others.
+    """
+
+    folder: ModelFolder
+    peft_name: str
+    vocabulary: int
+    is_mixable: bool
 
 
 class AdapterSet:
@@ -57,12 +75,8 @@ class AdapterSet:
         self._base_rows = self._embedding_rows
         for folder in folders.values():
             resize_embeddings(self.model, trained_token_ids(folder.path))
-        self._folders: dict[str, ModelFolder] = {}
-        # peft searches for adapter names in module names, so it gets names that no module has.
-        self._peft_names: dict[str, str] = {}
+        self._adapters: dict[str, _Attached] = {}
         self._numbers = count()
-        self._is_mixable: dict[str, bool] = {}
-        self._vocabularies: dict[str, int] = {}
         self._rows = AdapterRows()
         self._selected: str | None = None  # the adapter that is active for all rows
         for name, folder in folders.items():
@@ -73,20 +87,21 @@ class AdapterSet:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the adapters, in the order in which they were added."""
-        return tuple(self._peft_names)
+        return tuple(self._adapters)
 
     @property
     def active(self) -> str:
         """The name of the active adapter."""
-        return next(name for name, peft_name in self._peft_names.items() if peft_name == self.model.active_adapter)
+        return next(name for name, each in self._adapters.items() if each.peft_name == self.model.active_adapter)
 
     def folder(self, name: str) -> ModelFolder:
         """Return the folder of an adapter; for a combination, that of its first part."""
-        return self._folders[self._require_known(name)]
+        return self._known(name).folder
 
     def use(self, name: str) -> Any:
         """Make an adapter the active one, and return the model."""
-        self._activate(self._require_known(name))
+        self._known(name)
+        self._activate(name)
         return self.model
 
     def add(self, name: str, folder: ModelFolder) -> None:
@@ -97,7 +112,7 @@ class AdapterSet:
                 adds tokens that the model was not opened with.
         """
         self._require_base(name, folder)
-        if name in self._peft_names:
+        if name in self._adapters:
             raise RecipeError(f"there is already an adapter `{name}`", where=name, code="no-such-adapter")
         if max(trained_token_ids(folder.path), default=-1) >= self._embedding_rows:
             message = f"`{folder.reference}` adds tokens, for which the opened model has no embedding rows"
@@ -106,22 +121,21 @@ class AdapterSet:
 
     def remove(self, name: str) -> None:
         """Remove an adapter and its weights. If it is the active one, the base becomes active."""
-        peft_name = self._peft_names[self._require_known(name)]
+        peft_name = self._known(name).peft_name
         if self._selected == name:
             self._activate(None)
-        if len(self._peft_names) == 1:
+        del self._adapters[name]
+        if not self._adapters:
             self.model = self.model.unload()  # peft needs one adapter at least
-        else:
-            if self.model.active_adapter == peft_name:  # peft would choose another one with a warning
-                self.model.set_adapter(next(other for other in self._peft_names.values() if other != peft_name))
-                self.model.requires_grad_(False)
-            self.model.delete_adapter(peft_name)
-        for each in (self._peft_names, self._folders, self._is_mixable, self._vocabularies):
-            del each[name]
+            return
+        if self.model.active_adapter == peft_name:  # peft would choose another one with a warning
+            self.model.set_adapter(next(iter(self._adapters.values())).peft_name)
+            self.model.requires_grad_(False)
+        self.model.delete_adapter(peft_name)
 
     def vocabulary(self, name: str | None) -> int:
         """Return the number of tokens that an adapter knows, or the base (None): others have added the rest."""
-        return self._base_rows if name is None else self._vocabularies[self._require_known(name)]
+        return self._base_rows if name is None else self._known(name).vocabulary
 
     def group(self, name: str | None) -> str | None:
         """Return None for the base and for adapters that can share a batch, else the adapter, which needs its own.
@@ -129,7 +143,7 @@ class AdapterSet:
         Low-rank updates of linear layers can be applied row by row. DoRA, trained token rows, and updates of
         embeddings and of experts cannot.
         """
-        return None if name is None or self._is_mixable[self._require_known(name)] else name
+        return None if name is None or self._known(name).is_mixable else name
 
     @contextmanager
     def select(self, names: Sequence[str | None]) -> Iterator[None]:
@@ -143,7 +157,7 @@ class AdapterSet:
         if group is not None:
             yield
             return
-        peft_names = [name and self._peft_names[name] for name in names]
+        peft_names = [name and self._adapters[name].peft_name for name in names]
         with self._rows.select(peft_names, self.compute.device):
             yield
 
@@ -171,9 +185,9 @@ class AdapterSet:
         Raises:
             RecipeError: the adapters cannot be combined, or the name is in use.
         """
-        if name in self._peft_names or not weights:
+        if name in self._adapters or not weights:
             raise _cannot_combine(f"there is already an adapter `{name}`" if weights else "no adapters to combine")
-        parts = [self._peft_names[self._require_known(part)] for part in weights]
+        parts = [self._known(part).peft_name for part in weights]
         for part, peft_name in zip(weights, parts, strict=True):
             config = self.model.peft_config[peft_name]
             if getattr(config, "use_dora", False) or getattr(config, "trainable_token_indices", None):
@@ -184,8 +198,8 @@ class AdapterSet:
             self.model.add_weighted_adapter(parts, list(weights.values()), peft_name, combination_type=method)
         except ValueError as error:
             raise _cannot_combine(f"the adapters cannot be combined: {error}", "try method cat") from error
-        self._peft_names[name], self._folders[name] = peft_name, self._folders[next(iter(weights))]
-        self._is_mixable[name], self._vocabularies[name] = True, self._base_rows
+        folder = self.folder(next(iter(weights)))
+        self._adapters[name] = _Attached(folder, peft_name, vocabulary=self._base_rows, is_mixable=True)
         self._selected = None
         self.use(active)
 
@@ -201,13 +215,13 @@ class AdapterSet:
         self.model = attach_adapter(self.model, folder.path, name=peft_name).eval()
         self.model.requires_grad_(False)
         self._rows = use_compute_dtype(self.model)
-        self._peft_names[name], self._folders[name] = peft_name, folder
-        self._vocabularies[name] = max([self._base_rows, *(token + 1 for token in trained_token_ids(folder.path))])
+        vocabulary = max([self._base_rows, *(token + 1 for token in trained_token_ids(folder.path))])
+        adapter = _Attached(folder, peft_name, vocabulary, is_mixable=_is_plain(self.model, peft_name))
+        self._adapters[name] = adapter
         # peft activates the first adapter.
         selected, self._selected = self._selected, name
         self._activate(selected)
-        self._is_mixable[name] = _is_plain(self.model, peft_name)
-        self._is_mixable[name] = self._is_mixable[name] and self._is_equal_by_row(name)
+        adapter.is_mixable = adapter.is_mixable and self._is_equal_by_row(name)
 
     @torch.inference_mode()
     def _is_equal_by_row(self, name: str) -> bool:
@@ -237,7 +251,7 @@ class AdapterSet:
             self.model.base_model.disable_adapter_layers()
         else:
             self.model.base_model.enable_adapter_layers()
-            self.model.set_adapter(self._peft_names[name])
+            self.model.set_adapter(self._adapters[name].peft_name)
             self.model.requires_grad_(False)
         self._selected = name
 
@@ -257,11 +271,12 @@ class AdapterSet:
             hint = "all adapters must have the same quantization of the base"
             raise RecipeError(message, where=name, hint=hint, code="different-bases")
 
-    def _require_known(self, name: str) -> str:
-        if name not in self._peft_names:
-            hint = f"use one of {', '.join(self._peft_names)}"
+    def _known(self, name: str) -> _Attached:
+        """Return the adapter of a name; raise RecipeError if there is none."""
+        if name not in self._adapters:
+            hint = f"use one of {', '.join(self._adapters)}"
             raise RecipeError(f"there is no adapter `{name}`", hint=hint, code="no-such-adapter")
-        return name
+        return self._adapters[name]
 
 
 def _is_plain(model: Any, peft_name: str) -> bool:
