@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support import tiny
-from tests.support.llama_cpp import LlamaCpp
+from tests.support.llama_cpp import LlamaCpp, log_probability_limit
 
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.gguf.lora import write_lora_gguf
@@ -41,10 +41,10 @@ def test_log_probabilities_equal(case: str, tmp_path: Path) -> None:
     adapter = ModelFolder("adapter", tmp_path / "adapter", base=ModelFolder("base", base))
     write_gguf(base, tmp_path / "base.gguf", type="f32")
     write_lora_gguf(adapter, tmp_path / "adapter.gguf", type="f32")
-    limit = 5e-3 if kind.startswith(("gemma", "gpt")) else 2e-4
     with LlamaCpp(tmp_path / "base.gguf", lora=tmp_path / "adapter.gguf") as engine:
         found = engine.next_token(ids)
-    assert (torch.tensor([found[token] for token in range(len(expected))]) - expected).abs().max() < limit
+    scores = torch.tensor([found[token] for token in range(len(expected))])
+    assert (scores - expected).abs().max() < log_probability_limit(kind)
 
 
 def save_adapter(

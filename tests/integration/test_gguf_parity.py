@@ -6,15 +6,13 @@ from typing import Any
 import pytest
 import torch
 from tests.support import tiny
-from tests.support.llama_cpp import LlamaCpp
+from tests.support.llama_cpp import LlamaCpp, log_probability_limit
 
 from tunesmith.gguf.architectures import ARCHITECTURES
 from tunesmith.gguf.write import write_gguf
 
 pytestmark = pytest.mark.slow
 
-# GELU in llama.cpp is a table in f16, which rounds more than all other operations together.
-_LIMIT, _LIMIT_OF_GELU = 2e-4, 5e-3
 _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -68,13 +66,12 @@ def test_log_probabilities_equal(case: str, tmp_path: Path) -> None:
     length = 14 if kind == "mistral" else 48  # llama.cpp has no windows for it, so the file's context is one window
     ids = torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(0))
     expected = log_probabilities(folder, ids)
-    limit = _LIMIT_OF_GELU if kind.startswith(("gemma", "gpt")) else _LIMIT
     with LlamaCpp(tmp_path / "model.gguf", context=64) as engine:
         for count in (1, 2, length // 2, length):
             found = engine.next_token(ids[:count].tolist())
             assert len(found) == expected.shape[1]
             scores = torch.tensor([found[token] for token in range(expected.shape[1])])
-            assert (scores - expected[count - 1]).abs().max() < limit
+            assert (scores - expected[count - 1]).abs().max() < log_probability_limit(kind)
 
 
 def log_probabilities(folder: Path, ids: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ PIECES = ("<unk>", "<s>", "</s>")
 SPACE = "\u2581"
 
 
-def byte_level(pre: str, *, adds_bos: bool = False, template: str | None = None) -> Any:
-    """Return a byte-level BPE tokenizer that splits text as `tokenizer.ggml.pre` says.
+def byte_level(pre: str | None, *, adds_bos: bool = False, template: str | None = None) -> Any:
+    """Return a byte-level BPE tokenizer that splits text as `tokenizer.ggml.pre` says, or not at all.
 
     Its merges were learned from whole texts, so they join any two characters that are not split.
     """
@@ -26,7 +26,8 @@ def byte_level(pre: str, *, adds_bos: bool = False, template: str | None = None)
         show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator([*TEXTS, *TEXTS], trainer)
-    set_pre_tokenizer(backend, pre)
+    if pre is not None:
+        set_pre_tokenizer(backend, pre)
     backend.decoder = decoders.ByteLevel()
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(single=f"{ENDS[0]} $A", special_tokens=[(ENDS[0], 0)])

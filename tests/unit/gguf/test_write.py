@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny
 from tests.support.errors import raises
 
-from tunesmith.core.errors import DoesNotFit, RecipeError
+from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
 from tunesmith.gguf import tensors
 from tunesmith.gguf.architectures import ARCHITECTURES
 from tunesmith.gguf.tensor_types import GGUF_TYPES
@@ -26,20 +27,6 @@ _LLAMA3 = {**_YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_fa
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("llama") / "model", "llama")
-
-
-def copy(model: Path, folder: Path) -> Path:
-    """Copy a model, so that a test can change it."""
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-def change_config(folder: Path, **changes: Any) -> Path:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return folder
 
 
 def change_weight(folder: Path, name: str, value: float) -> Path:
@@ -117,7 +104,7 @@ def test_stored_bf16_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "refused"), [("f16", True), ("bf16", False), ("q8_0", False)])
 def test_values_too_large_for_f16(kind: str, refused: bool, llama: Path, tmp_path: Path) -> None:
-    folder = change_weight(copy(llama, tmp_path / "model"), "model.layers.0.mlp.up_proj.weight", 70000.0)
+    folder = change_weight(copytree(llama, tmp_path / "model"), "model.layers.0.mlp.up_proj.weight", 70000.0)
     if not refused:
         write_gguf(folder, tmp_path / "model.gguf", type=kind)
         return
@@ -128,7 +115,7 @@ def test_values_too_large_for_f16(kind: str, refused: bool, llama: Path, tmp_pat
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite(value: float, llama: Path, tmp_path: Path) -> None:
-    folder = change_weight(copy(llama, tmp_path / "model"), "lm_head.weight", value)
+    folder = change_weight(copytree(llama, tmp_path / "model"), "lm_head.weight", value)
     with raises(RecipeError, "gguf-overflow", where="lm_head.weight"):
         write_gguf(folder, tmp_path / "model.gguf", type="f32")
 
@@ -196,7 +183,7 @@ def test_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
 def test_unknown_pre_tokenizer(llama: Path, tmp_path: Path) -> None:
     from tokenizers import Regex, pre_tokenizers
 
-    folder = copy(llama, tmp_path / "model")
+    folder = copytree(llama, tmp_path / "model")
     tokenizer = tiny.make_tokenizer()
     split = pre_tokenizers.Split(Regex("[aeiou]"), "isolated")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -208,7 +195,7 @@ def test_unknown_pre_tokenizer(llama: Path, tmp_path: Path) -> None:
 
 
 def test_extra_weights(llama: Path, tmp_path: Path) -> None:
-    folder = copy(llama, tmp_path / "model")
+    folder = copytree(llama, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.mlp.further.weight"] = torch.zeros(2, 32)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -217,7 +204,7 @@ def test_extra_weights(llama: Path, tmp_path: Path) -> None:
 
 
 def test_no_end_of_text(llama: Path, tmp_path: Path) -> None:
-    folder = copy(llama, tmp_path / "model")
+    folder = copytree(llama, tmp_path / "model")
     tokenizer = tiny.make_tokenizer(None)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
@@ -237,10 +224,21 @@ def test_files_and_types_are_checked_first(tmp_path: Path) -> None:
     assert (tmp_path / "there.gguf").read_text() == "mine"
 
 
-def test_quantized_and_damaged_folders(llama: Path, tmp_path: Path) -> None:
-    folder = change_config(copy(llama, tmp_path / "gptq"), quantization_config={"quant_method": "gptq", "bits": 4})
+def test_quantized_folders(llama: Path, tmp_path: Path) -> None:
+    folder = copytree(llama, tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
     with raises(RecipeError, "already-quantized"):
         write_gguf(folder, tmp_path / "model.gguf", type="f16")
+
+
+def test_damaged_weights(llama: Path, tmp_path: Path) -> None:
+    folder = copytree(llama, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"no safetensors")
+    with raises(DamagedFile, "damaged-file", where=str(folder / "model.safetensors")):
+        write_gguf(folder, tmp_path / "model.gguf", type="f16")
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_full_disk_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
