@@ -9,11 +9,10 @@ from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_chunks
 from tunesmith.core.rundir import HELD_OUT
 from tunesmith.data.spool import SpooledRow
-from tunesmith.fetch.model_folder import CARD
 from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.columns import message_columns, prompt_columns, response_columns, tools_column
-from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Data, Recipe
+from tunesmith.tasks.recorded_data import recorded_data
 
 TRAINED_ROWS = "trained_rows.bin"
 """The file of sorted row ids, 8 bytes each, in `prepare/` and with the weights of every model trained on them."""
@@ -64,11 +63,11 @@ def unknown_overlap_warning(recipe: Recipe, base: ModelFolder | None) -> str | N
     """Return a warning that the base's training rows cannot be recognized if it used other columns; else None."""
     if base is None or not trained_rows(base):
         return None
-    if isinstance(stored := base.card.get("data"), dict):
-        with suppress(RecipeError):  # of a record that another version wrote
-            if _columns(load_data(stored, base.path / CARD)) != _columns(recipe.data):
-                problem = f"the base `{recipe.model.base}` was trained on other columns"
-                return f"{problem}, so it is unknown which valid and test rows it has seen"
+    with suppress(RecipeError):  # of a record that another version wrote
+        data = recorded_data(base)
+        if data is not None and _columns(data) != _columns(recipe.data):
+            problem = f"the base `{recipe.model.base}` was trained on other columns"
+            return f"{problem}, so it is unknown which valid and test rows it has seen"
     return None
 
 

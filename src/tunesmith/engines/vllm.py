@@ -162,7 +162,7 @@ def serve_options(adapters: Mapping[str, Path]) -> list[str]:
     """
     options = ["--generation-config", "vllm"]
     if adapters:
-        rank = max(_rank(folder) for folder in adapters.values())
+        rank = max(map(highest_rank, adapters.values()))
         modules = [f"{name}={folder}" for name, folder in adapters.items()]
         options += ["--enable-lora", "--max-lora-rank", str(max_lora_rank(rank)), "--lora-modules", *modules]
     templates = [folder / "chat_template.jinja" for folder in adapters.values()]
@@ -176,9 +176,10 @@ def max_lora_rank(rank: int) -> int:
     return next((limit for limit in _MAX_RANKS if limit >= rank), rank)
 
 
-def _rank(adapter: Path) -> int:
+def highest_rank(adapter: Path) -> int:
+    """Return the highest rank of the modules of an adapter, which is a folder of PEFT."""
     config = read_json(adapter / "adapter_config.json")
-    ranks: list[int] = [config["r"], *config.get("rank_pattern", {}).values()]
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
     return max(ranks)
 
 

@@ -13,15 +13,15 @@ from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
 from tunesmith.data.identity import row_id
 from tunesmith.data.process_rows import read_recipe_rows
-from tunesmith.fetch.model_folder import CARD, ModelFolder
+from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.inference.recorded import recorded_options
-from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Data, DataBase, Recipe
 from tunesmith.recipe.tuning import Quantization
 from tunesmith.scoring.metrics import likelihood_metrics
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
 from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.recorded_data import recorded_data
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 
@@ -56,7 +56,7 @@ def own_prompts(
         DataError: the rows do not fill the model's template, or have changed since `prepare`.
     """
     tokenizer, base_tokenizer = load_tokenizer(model), load_tokenizer(base, recipe.model)
-    data = _data_of(model) or recipe.data  # a model that was not tuned has no template
+    data = recorded_data(model) or recipe.data  # a model that was not tuned has no template
     task, same_template = task_for(data, tokenizer), _template(data) == _template(recipe.data)
     if not same_template or tokenizer.digest != base_tokenizer.digest:
         recipe = without_likelihoods(recipe)
@@ -98,12 +98,6 @@ def without_likelihoods(recipe: Recipe) -> Recipe:
         "guards": tuple(guard for guard in settings.guards if guard.metric not in likelihoods),
     }
     return recipe.model_copy(update={"evaluate": settings.model_copy(update=changes)})
-
-
-def _data_of(model: ModelFolder) -> Data | None:
-    """Return the `data` section that a model was trained with; None if it has no record of one."""
-    stored = model.card.get("data")
-    return load_data(stored, model.path / CARD) if isinstance(stored, dict) else None
 
 
 def _template(data: Data) -> dict[str, Any]:

@@ -5,7 +5,8 @@ It names no folder, user or machine, and quotes no row. All text from the model,
 
 from pathlib import Path
 
-from tunesmith.core.files import list_files, read_json, write_text
+from tunesmith.core.files import list_files, write_text
+from tunesmith.engines.vllm import highest_rank
 from tunesmith.export import card_text
 from tunesmith.export.base_facts import base_facts
 from tunesmith.export.card_metadata import card_metadata
@@ -13,10 +14,10 @@ from tunesmith.export.markdown import Markdown, fenced, load_template
 from tunesmith.export.prompt_code import prompt_code
 from tunesmith.export.provenance import provenance_of
 from tunesmith.export.usage import Target, usages
-from tunesmith.fetch.reference import CARD, ModelFolder
+from tunesmith.fetch.reference import ModelFolder
 from tunesmith.proof.record import Proof
-from tunesmith.recipe.data_record import load_data
 from tunesmith.recipe.schema import Seq2SeqData
+from tunesmith.tasks.recorded_data import recorded_data
 
 README = "README.md"
 _DEFAULT_NEW_TOKENS = 256
@@ -28,7 +29,6 @@ def write_card(
     model: ModelFolder,
     *,
     to: str,
-    name: str | None = None,
     path: str | None = None,
     repository: str | None = None,
     adapter_only: bool = False,
@@ -41,7 +41,6 @@ def write_card(
         folder: the folder with the exported files; the card lists their digests.
         model: the model that was exported.
         to: the format: `merged`, `adapter` or `gguf`.
-        name: a name for the model; by default that in the registry, or that of the recipe.
         path: the place that a reader opens; by default the name of the folder.
         repository: the repository on the hub that the reader opens instead.
         adapter_only: whether a `.gguf` file has only the adapter.
@@ -53,19 +52,19 @@ def write_card(
         DamagedFile: the verdict of the model is damaged.
     """
     facts, base = provenance_of(model), base_facts(model)
-    data = load_data(model.card["data"], model.path / CARD) if model.card.get("data") else None
+    data = recorded_data(model)
     prompt = prompt_code(data) if data else None
     files = {file: entry for file, entry in list_files(folder).items() if file != README}
     target = Target(
-        to,
-        name or facts.name,
-        repository or path or folder.name,
-        tuple(files),
-        base.name if base is not None and base.is_same else None,
-        _highest_rank(model),
-        adapter_only,
-        isinstance(data, Seq2SeqData),
-        (facts.recipe.get("evaluate") or {}).get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
+        to=to,
+        name=facts.name,
+        path=repository or path or folder.name,
+        files=tuple(files),
+        base=base.name if base is not None and base.is_same else None,
+        rank=highest_rank(model.path) if model.base is not None else None,
+        adapter_only=adapter_only,
+        has_encoder=isinstance(data, Seq2SeqData),
+        max_new_tokens=(facts.recipe.get("evaluate") or {}).get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
         on_hub=repository is not None,
     )
     text = load_template(_TEMPLATE).render(
@@ -86,12 +85,3 @@ def write_card(
     )
     write_text(folder / README, text)
     return folder / README
-
-
-def _highest_rank(model: ModelFolder) -> int | None:
-    """Return the highest rank of an adapter's modules; None for a full model."""
-    if model.base is None:
-        return None
-    config = read_json(model.path / "adapter_config.json")
-    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return max(ranks)

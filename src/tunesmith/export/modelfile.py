@@ -12,14 +12,15 @@ from tunesmith.architecture.base_model import language_config
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_text
 from tunesmith.export.go_template import go_text, role_texts
-from tunesmith.fetch.reference import CARD, ModelFolder
+from tunesmith.fetch.reference import ModelFolder
 from tunesmith.inference.recorded import recorded_recipe
-from tunesmith.recipe.data_record import UNKNOWN_SOURCE, load_data
+from tunesmith.recipe.data_record import UNKNOWN_SOURCE
 from tunesmith.recipe.schema import ChatData, CompletionData, Data, Seq2SeqData
 from tunesmith.recipe.template import columns_in, parse_template
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import fill_template
 from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.recorded_data import recorded_data
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 MODELFILE = "Modelfile"
@@ -52,8 +53,7 @@ def write_modelfile(folder: Path, model: ModelFolder, *, file: str, adapter: str
 def modelfile(model: ModelFolder, *, file: str, adapter: str | None = None) -> str:
     """Return the text of a Modelfile; arguments and errors are those of `write_modelfile`."""
     tokenizer = load_tokenizer(model)
-    record = model.card.get("data")
-    data: Data | None = load_data(record, model.path / CARD) if record else None
+    data = recorded_data(model)
     if data is None and tokenizer.has_chat_template:
         data = ChatData(source=UNKNOWN_SOURCE, task="chat", messages="messages")
     lines = [*_HEAD, f"FROM {quoted(f'./{file}')}"]

@@ -1,12 +1,12 @@
 """A model's prompt as Python code: the exact messages or text to send, built from the templates of its recipe."""
 
-import json
 import keyword
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.export.literals import python_text
 from tunesmith.recipe.columns import message_columns, optional_columns
 from tunesmith.recipe.schema import ChatData, Data, TextData
 from tunesmith.recipe.template import columns_in, parse_template
@@ -43,7 +43,7 @@ def prompt_code(data: Data) -> PromptCode:
     if not isinstance(data, ChatData):
         template = data.prompt if not isinstance(data, TextData) else "{text}"
         names = _argument_names(columns_in(template))
-        body = _literal(template, names, indent=1)
+        body = _template_code(template, names, indent=1)
         return _code("prompt", names, f"return {body}", data, is_chat=False)
     system = data.system or ""
     columns = [*columns_in(system), *(message_columns(data)[:1] or columns_in(data.prompt or ""))]
@@ -55,12 +55,6 @@ def prompt_code(data: Data) -> PromptCode:
         entries.append(_message("user", data.prompt or "", names))
     lines = "".join(f"\n{_INDENT * 2}{entry}" for entry in entries)
     return _code("messages", names, f"return [{lines}\n{_INDENT}]", data, is_chat=True)
-
-
-def python_text(text: str) -> str:
-    """Return a string literal with double quotes; characters that a reader cannot see are escaped."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted)
 
 
 def _code(name: str, names: Mapping[str, str], body: str, data: Data, *, is_chat: bool) -> PromptCode:
@@ -102,14 +96,14 @@ def _argument_names(columns: Iterable[str]) -> dict[str, str]:
 
 def _message(role: str, template: str, names: Mapping[str, str]) -> str:
     """Return the code of a message, as formatters of Python write it."""
-    content = _literal(template, names, indent=3)
+    content = _template_code(template, names, indent=3)
     if "\n" not in content:
         return f'{{"role": "{role}", "content": {content}}},'
     lines = ("{", f'{_INDENT}"role": "{role}",', f'{_INDENT}"content": {content},', "},")
     return f"\n{_INDENT * 2}".join(lines)
 
 
-def _literal(template: str, names: Mapping[str, str], *, indent: int) -> str:
+def _template_code(template: str, names: Mapping[str, str], *, indent: int) -> str:
     """Return an expression for the text of a template, one line of code for each of its lines."""
     lines: list[list[str]] = [[]]
     for text, column, _ in parse_template(template):

@@ -5,7 +5,6 @@ the chat template adds them; what a client sends itself takes precedence. Genera
 learned to stop at.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -14,14 +13,15 @@ from typing import Any
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json, write_json, write_text
-from tunesmith.fetch.reference import CARD, ModelFolder
-from tunesmith.recipe.data_record import load_data
+from tunesmith.export.literals import jinja_value
+from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.schema import ChatData, Data
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import fill_template
 from tunesmith.tasks.chat_template import DATE_FUNCTION, ChatTemplate
 from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.recorded_data import recorded_data
 
 _TEMPLATE, _TOKENIZER, _GENERATION = "chat_template.jinja", "tokenizer_config.json", "generation_config.json"
 _DATE_CALL = re.compile(rf"\b{DATE_FUNCTION}\(\s*(['\"])([^'\"]*)\1\s*\)")
@@ -35,10 +35,9 @@ def write_prompt_defaults(folder: Path, model: ModelFolder) -> None:
     Raises:
         RecipeError: another version of tunesmith recorded the prompts of the model.
     """
-    record = model.card.get("data")
-    if record is None:
+    data = recorded_data(model)
+    if data is None:
         return
-    data = load_data(record, model.path / CARD)
     task = task_for(data, load_tokenizer(model))
     if (folder / _GENERATION).exists():
         generation = read_json(folder / _GENERATION)
@@ -74,9 +73,9 @@ def with_defaults(template: str, data: Data) -> str:
 
 def _assignments(data: ChatData) -> Iterator[str]:
     for name, value in data.template_arguments.items():
-        yield f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        yield f"{{%- if {name} is not defined %}}{{%- set {name} = {jinja_value(value)} %}}{{%- endif %}}"
     if system := default_system(data):
-        turn = f"[{{'role': 'system', 'content': {_literal(system)}}}]"
+        turn = f"[{{'role': 'system', 'content': {jinja_value(system)}}}]"
         condition = "not messages or messages[0]['role'] != 'system'"
         yield f"{{%- if {condition} %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}"
 
@@ -85,7 +84,7 @@ def _with_date(template: str, day: date | None) -> str:
     """Return a template with its calls for the current date replaced by a fixed date."""
     if day is None:
         return template
-    return _DATE_CALL.sub(lambda call: _literal(day.strftime(call[2])), template)
+    return _DATE_CALL.sub(lambda call: jinja_value(day.strftime(call[2])), template)
 
 
 def _require_same(template: str, complete: str, data: ChatData) -> None:
@@ -114,18 +113,6 @@ def _rendered(
         return template.render(messages, generation=True, arguments=arguments)
     except Exception:  # a template is a program, which can raise anything
         return None
-
-
-def _literal(value: Any) -> str:
-    """Return a JSON value as a Jinja expression."""
-    if isinstance(value, str):
-        # Jinja reads escapes as Python does, and would read JSON's surrogate pairs as two characters.
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return "none" if value is None else json.dumps(value)
 
 
 def _one_or_list(ids: tuple[int, ...]) -> int | list[int]:

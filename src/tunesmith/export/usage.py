@@ -1,14 +1,15 @@
 """How to run an exported model in each program that reads its format, with the prompt of its training."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.engines.vllm import max_lora_rank
+from tunesmith.export.literals import python_text, python_value
 from tunesmith.export.markdown import Markdown
-from tunesmith.export.prompt_code import PromptCode, python_text
+from tunesmith.export.prompt_code import PromptCode
 
 _INDENT = " " * 4
 _NO_NOTE = Markdown()
@@ -24,7 +25,7 @@ class Usage:
     note: Markdown = _NO_NOTE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """An exported model, as a reader of its card has it.
 
@@ -45,12 +46,12 @@ class Target:
     name: str
     path: str
     files: tuple[str, ...]
-    base: str | None = None
-    rank: int | None = None
-    adapter_only: bool = False
-    has_encoder: bool = False
-    max_new_tokens: int = 256
-    on_hub: bool = False
+    base: str | None
+    rank: int | None
+    adapter_only: bool
+    has_encoder: bool
+    max_new_tokens: int
+    on_hub: bool
 
     @property
     def folder(self) -> str:
@@ -94,7 +95,7 @@ def _python(target: Target, prompt: PromptCode) -> str:
     else:
         imports = f"from transformers import {model_class}, AutoTokenizer"
     if prompt.is_chat:
-        extra = "".join(f", {name}={_python_value(value)}" for name, value in _template_variables(prompt).items())
+        extra = "".join(f", {name}={python_value(value)}" for name, value in _template_variables(prompt).items())
         inputs = (
             f"tokenizer.apply_chat_template(\n{_INDENT}{prompt.call}, add_generation_prompt=True, "
             f'return_dict=True, return_tensors="pt"{extra}\n)'
@@ -116,17 +117,6 @@ def _template_variables(prompt: PromptCode) -> dict[str, Any]:
     """Return the variables of the chat template that are valid names of arguments; others cannot be passed so."""
     tools = {"tools": prompt.tools} if prompt.tools else {}
     return {name: value for name, value in {**prompt.arguments, **tools}.items() if name.isidentifier()}
-
-
-def _python_value(value: Any) -> str:
-    """Return a JSON value as a Python expression."""
-    if isinstance(value, str):
-        return python_text(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{python_text(str(k))}: {_python_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_python_value, value)) + "]"
-    return repr(value)
 
 
 def _vllm(target: Target) -> str:
@@ -164,7 +154,7 @@ _BASE_NOTE = Markdown("BASE is the folder that `base_model_name_or_path` in adap
 def _client(target: Target, prompt: PromptCode) -> str:
     """Return code that asks a server with OpenAI's API."""
     # The template's variables are not sent: the exported chat template has them as its defaults.
-    tools = f"\n{_INDENT}tools={_python_value(prompt.tools)}," if prompt.tools else ""
+    tools = f"\n{_INDENT}tools={python_value(prompt.tools)}," if prompt.tools else ""
     port = 8080 if target.to == "gguf" else 8000
     return (
         "from openai import OpenAI\n\n"

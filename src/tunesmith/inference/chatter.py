@@ -7,7 +7,6 @@ from typing import Any
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.records import Example, Turn
-from tunesmith.fetch.model_folder import CARD
 from tunesmith.fetch.reference import ModelFolder, resolve
 from tunesmith.inference.predict import predict
 from tunesmith.inference.prompts import Prompts
@@ -19,13 +18,14 @@ from tunesmith.model.adapters import open_model
 from tunesmith.model.load import ComputeConfig, choose_compute, max_positions
 from tunesmith.model.quantization import trained_quantization
 from tunesmith.recipe.columns import message_columns, optional_columns, tools_column
-from tunesmith.recipe.data_record import UNKNOWN_SOURCE, load_data
+from tunesmith.recipe.data_record import UNKNOWN_SOURCE
 from tunesmith.recipe.schema import ChatData, CompletionData, Seq2SeqData, TextData
 from tunesmith.recipe.template import columns_in
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import MissingColumn, RowProblem, Task
 from tunesmith.tasks.chat import ChatTask
 from tunesmith.tasks.model_tokenizer import load_tokenizer
+from tunesmith.tasks.recorded_data import recorded_data
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
 _MAX_NEW_TOKENS = 256
@@ -272,12 +272,11 @@ def _compute_config(folder: ModelFolder) -> ComputeConfig:
 
 def prompt_data(folder: ModelFolder, tokenizer: TokenizerAdapter) -> tuple[TaskData, bool]:
     """Return the data section of the model's training and true, or a default section and false."""
-    stored = folder.card.get("data")
-    if isinstance(stored, dict):
-        data = load_data(stored, folder.path / CARD)
-        # Texts with control tokens were formatted conversations, so a prompt goes into a turn, as for the base.
-        if not (isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template):
-            return data, True
+    data = recorded_data(folder)
+    # Texts with control tokens were formatted conversations, so a prompt goes into a turn, as for the base.
+    is_conversation = isinstance(data, TextData) and data.control_tokens and tokenizer.has_chat_template
+    if data is not None and not is_conversation:
+        return data, True
     if tokenizer.has_encoder:
         return Seq2SeqData(source=UNKNOWN_SOURCE, task="seq2seq", prompt="{source}", response="{target}"), False
     if tokenizer.has_chat_template:

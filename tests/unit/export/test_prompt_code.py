@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.export.prompt_code import prompt_code, python_text
+from tunesmith.export.literals import python_text
+from tunesmith.export.prompt_code import prompt_code
 from tunesmith.recipe.data_record import load_data
 from tunesmith.tasks.base import fill_template
 
