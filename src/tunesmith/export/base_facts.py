@@ -63,10 +63,11 @@ def base_facts(model: ModelFolder) -> BaseFacts | None:
 
 def _facts(pin: Pin, folder: Path | None = None) -> BaseFacts:
     if pin.kind == "hub":
-        return BaseFacts(pin.at, True, pin.version, licence=_hub_licence(pin.at, pin.version))
+        licence = _hub_licence(pin.at, pin.version)
+        return BaseFacts(pin.at, is_on_hub=True, revision=pin.version, licence=licence)
     if pin.kind == "pypi" and pin.at in PUBLISHED_AS:
         name, identifier, difference = PUBLISHED_AS[pin.at]
-        return BaseFacts(name, True, None, difference, {"license": identifier})
+        return BaseFacts(name, is_on_hub=True, difference=difference, licence={"license": identifier})
     if pin.kind == "gguf":
         return BaseFacts(Path(pin.at).name, licence=_gguf_licence(Path(pin.at)))
     folder = folder or (Path(pin.at) if pin.kind == "folder" else None)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.architecture.base_model import language_config
+from tunesmith.architecture.linear_layers import first_number
 from tunesmith.core.verdict import Verdict
 from tunesmith.export.base_facts import BaseFacts
 from tunesmith.export.markdown import Markdown, code, escape, table, without_folders
@@ -79,8 +80,7 @@ def decoding(recipe: Mapping[str, Any]) -> str:
 
 def length_limits(model: ModelFolder, data: Data | None) -> str:
     """Return the longest example of the training and the positions of the model, as a sentence."""
-    config = language_config(model.root.path)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    positions = first_number(language_config(model.root.path), "max_position_embeddings", "n_positions")
     has = f"The model has {wording.count(positions)} positions." if positions else ""
     if data is None:
         return has

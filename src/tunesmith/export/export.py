@@ -195,20 +195,28 @@ def export_resolved(
             log(f"export: {folder} is there already")
             return _read(folder, existed=True)
         if not (is_same or replace_other):
-            raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
+            raise _exists_already(folder)
     facts["judged"] = judged
     _check_disk(folder, module.bytes_needed(model, options))
     log(f"export: writing {folder}")
-    with new_folder(folder, export=facts) as new:
+    with new_folder(folder, export=facts) as new:  # at its end the facts below are complete and written
         facts["type"] = module.build(model, new, options)
         proof = None if skip_proof else prove_export(module, model, new, facts["type"], options, reason)
         if proof is not None:
             write_proof(proof, new)
-        only, path, repo = options.adapter_only, folder.name, options.repo
-        facts["forced"] = forced = None if proof and proof.passed else reason
-        write_card(new, model, to=to, path=path, repository=repo, adapter_only=only, proof=proof, forced=forced)
+        facts["forced"] = None if proof and proof.passed else reason
+        write_card(
+            new,
+            model,
+            to=to,
+            path=folder.name,
+            repository=options.repo,
+            adapter_only=options.adapter_only,
+            proof=proof,
+            forced=facts["forced"],
+        )
         if os.path.lexists(folder) != existed:  # another program wrote it in the meantime
-            raise RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
+            raise _exists_already(folder)
     return _read(folder, existed=False)
 
 
@@ -238,6 +246,10 @@ def _intact_export(folder: Path) -> dict[str, Any]:
     return recorded if isinstance(recorded, dict) else {}
 
 
+def _exists_already(folder: Path) -> RecipeError:
+    return RecipeError("exists already", where=str(folder), hint=_OTHER_HINT, code="exists")
+
+
 def _check_disk(folder: Path, needed: int) -> None:
     """Raise DoesNotFit if the disk of a folder has less than this many bytes."""
     if (free := free_gib(folder)) < needed / _GIB:
@@ -249,4 +261,4 @@ def _read(folder: Path, *, existed: bool) -> Exported:
     manifest = read_json(folder / MANIFEST)
     facts, files = manifest["export"], {name: entry["bytes"] for name, entry in manifest["files"].items()}
     proof = read_proof(folder / PROOF) if PROOF in files else None
-    return Exported(folder, facts["to"], facts["type"], files, proof, facts["forced"], existed)
+    return Exported(folder, facts["to"], facts["type"], files, proof=proof, forced=facts["forced"], existed=existed)

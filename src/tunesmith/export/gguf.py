@@ -2,11 +2,9 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from math import prod
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
-from tunesmith.architecture.weight_headers import tensor_shapes
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import temporary_path
 from tunesmith.core.progress import log
@@ -66,24 +64,24 @@ def bytes_needed(model: ModelFolder, options: Options) -> int:
 
     With an adapter alone, these are of the base in f32, with which the adapter is proved.
     """
-    parameters = sum(map(prod, tensor_shapes(model.root.path).values()))
-    size = 4 if _type(options) == "f32" or options.adapter_only else 2
-    return int(1.1 * parameters * (4 + size)) + (adapter.bytes_needed(model, options) if options.adapter_only else 0)
+    if options.adapter_only:
+        return merged.bytes_stored(model, 4 + 4) + adapter.bytes_needed(model, options)
+    return merged.bytes_stored(model, 4 + (4 if _type(options) == "f32" else 2))
 
 
 def build(model: ModelFolder, folder: Path, options: Options) -> str:
     """Write the file to a folder and return the type of its weights."""
-    kind, out = _type(options), folder / _file_name(model, options)
+    kind, out, metadata = _type(options), folder / _file_name(model, options), gguf_metadata(model)
     if options.adapter_only:
-        write_lora_gguf(model, out, type=kind, metadata=gguf_metadata(model))
+        write_lora_gguf(model, out, type=kind, metadata=metadata)
         _write_modelfile(model, folder, _base_file(model), adapter_file=out.name)
         return kind
     with _plain_folder(model, folder) as plain:
         if options.quantize_with:
             program = options.quantize_with
-            warnings = write_quantized_gguf(plain, out, type=kind, program=program, metadata=gguf_metadata(model))
+            warnings = write_quantized_gguf(plain, out, type=kind, program=program, metadata=metadata)
         else:
-            warnings = write_gguf(plain, out, type=kind, metadata=gguf_metadata(model))
+            warnings = write_gguf(plain, out, type=kind, metadata=metadata)
     for warning in warnings:
         log(f"warning: {warning}")
     _write_modelfile(model, folder, out.name)
@@ -135,15 +133,10 @@ def _plain_folder(model: ModelFolder, folder: Path) -> Iterator[Path]:
         shutil.rmtree(plain, ignore_errors=True)
 
 
-@contextmanager
-def _running(file: Path, model: ModelFolder, lora: Path | None = None) -> Iterator[Engine]:
+def _running(file: Path, model: ModelFolder, lora: Path | None = None) -> AbstractContextManager[Engine]:
     positions = read_model_config(model.root.path).max_position_embeddings
     limit = int(model.card.get("data", {}).get("max_tokens_per_example") or 0) + _MIN_CONTEXT
-    engine = start_llama_cpp(file, lora=lora, slot_tokens=min(positions, limit))
-    try:
-        yield engine
-    finally:
-        engine.close()
+    return closing(start_llama_cpp(file, lora=lora, slot_tokens=min(positions, limit)))
 
 
 def _type(options: Options) -> str:

@@ -7,7 +7,7 @@ Syntax of Go's templates: https://pkg.go.dev/text/template.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.recipe.schema import ChatData
@@ -20,6 +20,7 @@ from tunesmith.tasks.tokenizer import TokenizerAdapter
 _CONVERSATIONS = ("u", "uau", "uauau", "su", "suau", "suauau")
 _ROLES = {"s": "system", "u": "user", "a": "assistant"}
 _CONTENT = "qz{}x\n\n{{{{ y }}}} {}kj"
+_OTHER_SERVER = "serve the model with llama.cpp (`llama-server --jinja`) or `tunesmith serve`, which read the template"
 _GO_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
@@ -47,21 +48,20 @@ class RoleTexts:
 
     def to_go(self) -> str:
         """Return the Go template. Ollama merges consecutive turns of one role before it renders them."""
-        openings = set(self.opening.values())
-        if len(openings) == 1:
-            start, opening = go_text(openings.pop()), ""
+        start = opening = ""
+        openings = [go_text(self.opening[role]) for role in ("system", "user") if role in self.opening]
+        if len(set(openings)) == 1:
+            start = openings[0]
         else:
-            first = "{{ else }}".join(go_text(self.opening[role]) for role in ("system", "user"))
-            start, opening = (
-                "",
-                f'{{{{ if eq $i 0 }}}}{{{{ if eq $m.Role "system" }}}}{first}{{{{ end }}}}{{{{ end }}}}',
+            opening = (
+                '{{ if eq $i 0 }}{{ if eq $m.Role "system" }}' + "{{ else }}".join(openings) + "{{ end }}{{ end }}"
             )
         turns = [
-            f'if eq $m.Role "{role}" }}}}{go_text(before)}{{{{ $m.Content }}}}{go_text(self.after[role])}'
+            f'if eq $m.Role "{role}"' + " }}" + go_text(before) + "{{ $m.Content }}" + go_text(self.after[role])
             for role, before in self.before.items()
         ]
         body = "{{ " + "{{ else ".join(turns) + "{{ end }}"
-        return f"{start}{{{{ range $i, $m := .Messages }}}}{opening}{body}{{{{ end }}}}{go_text(self.answer)}"
+        return start + "{{ range $i, $m := .Messages }}" + opening + body + "{{ end }}" + go_text(self.answer)
 
 
 def role_texts(data: ChatData, tokenizer: TokenizerAdapter) -> RoleTexts:
@@ -82,7 +82,7 @@ def role_texts(data: ChatData, tokenizer: TokenizerAdapter) -> RoleTexts:
         return texts
     added = tokenizer.decode(tokenizer.prefix_ids)
     opening = {role: text.removeprefix(added) for role, text in texts.opening.items()}
-    return RoleTexts(texts.before, texts.after, opening, texts.answer, texts.strips)
+    return replace(texts, opening=opening)
 
 
 class _Conversations:
@@ -127,7 +127,7 @@ class _Conversations:
             before = {"system": first.removeprefix(opening["system"]), **before}
             after["system"] = _cut_end(to_user, before["user"])
         strips = self.render([("user", " x ")]) == self.render([("user", "x")])
-        return RoleTexts(before, after, opening, _cut(end, after["user"]), strips)
+        return RoleTexts(before=before, after=after, opening=opening, answer=_cut(end, after["user"]), strips=strips)
 
     def _around(self, letters: str, *, generation: bool = True) -> list[str]:
         """Return the texts before, between and after the turns of a conversation."""
@@ -161,7 +161,7 @@ def go_text(text: str) -> str:
     is_plain = all(c.isprintable() or c in "\n\t" for c in text)
     if is_plain and "{{" not in text and '"""' not in text and not text.endswith("{"):
         return text
-    return f"{{{{ {_go_string(text)} }}}}"
+    return "{{ " + _go_string(text) + " }}"
 
 
 def _go_string(text: str) -> str:
@@ -202,9 +202,6 @@ def _cut_end(text: str, end: str) -> str:
     return text[: len(text) - len(end)]
 
 
-def _refused(reason: str, hint: str | None = None) -> RecipeError:
+def _refused(reason: str, hint: str = _OTHER_SERVER) -> RecipeError:
     message = f"the chat template is more than fixed texts around turns: {reason}"
-    hint = (
-        hint or "serve the model with llama.cpp (`llama-server --jinja`) or `tunesmith serve`, which read the template"
-    )
     return RecipeError(message, where="Modelfile TEMPLATE", hint=hint, code="template-not-fixed")

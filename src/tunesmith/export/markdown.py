@@ -36,8 +36,7 @@ def escape(value: Any) -> Markdown:
 
 def fenced(text: str, language: str) -> Markdown:
     """Return a code block. Its fence is longer than any run of backticks in the text."""
-    longest = max((len(run) for run in _BACKTICKS.findall(text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_run(text) + 1)
     return Markdown(f"{fence}{language}\n{visible(text).rstrip(chr(10))}\n{fence}")
 
 
@@ -70,8 +69,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markdown:
 def code(text: str) -> Markdown:
     """Return a text as code within a line."""
     shown = " ".join(visible(text).split()) or " "
-    longest = max((len(run) for run in _BACKTICKS.findall(shown)), default=0)
-    marks = "`" * (longest + 1)
+    marks = "`" * (_longest_run(shown) + 1)
     pad = " " if shown.startswith("`") or shown.endswith("`") else ""
     # In a table, a bar ends the cell even within code.
     return Markdown(f"{marks}{pad}{shown}{pad}{marks}".replace("|", "\\|"))
+
+
+def _longest_run(text: str) -> int:
+    """Return the length of the longest run of backticks in a text."""
+    return max(map(len, _BACKTICKS.findall(text)), default=0)

@@ -23,8 +23,12 @@ def check(model: ModelFolder, options: Options) -> None:
 
 def bytes_needed(model: ModelFolder, options: Options) -> int:
     """Return the size of the weights, and 10 % for the other files."""
-    parameters = sum(map(prod, tensor_shapes(model.root.path).values()))
-    return int(1.1 * parameters * (2 if options.type in ("f16", "bf16") else 4))
+    return bytes_stored(model, 2 if options.type in ("f16", "bf16") else 4)
+
+
+def bytes_stored(model: ModelFolder, bytes_each: int) -> int:
+    """Return the size of a whole model with so many bytes for each parameter, and 10 % for the other files."""
+    return int(1.1 * bytes_each * sum(map(prod, tensor_shapes(model.root.path).values())))
 
 
 def build(model: ModelFolder, folder: Path, options: Options) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.architecture.base_model import language_config
+from tunesmith.architecture.linear_layers import first_number
 from tunesmith.core.errors import RecipeError
 from tunesmith.core.files import write_text
 from tunesmith.export.go_template import go_text, role_texts
@@ -101,9 +102,8 @@ def _parameters(model: ModelFolder, data: Data | None, tokenizer: TokenizerAdapt
         yield name, f"{neutral if value is None else value:g}"
     if limit := evaluate.get("max_new_tokens"):
         yield "num_predict", str(limit)
-    config = language_config(model.root.path)
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or _MAX_CONTEXT
-    yield "num_ctx", str(min(positions, _MAX_CONTEXT))
+    positions = first_number(language_config(model.root.path), "max_position_embeddings", "n_positions")
+    yield "num_ctx", str(min(positions or _MAX_CONTEXT, _MAX_CONTEXT))
 
 
 def quoted(text: str) -> str:

@@ -73,28 +73,27 @@ def provenance_of(model: ModelFolder) -> Provenance:
         version = Registry.default().resolve(model.pin.at)
         stored = version.facts.get("verdict")
         return Provenance(
-            version.model,
-            str(version),
-            recipe,
-            None if stored is None else parse_verdict(stored, where=str(version)),
-            version.facts.get("data_digest"),
-            version.facts.get("rows") or {},
-            step,
-            version.facts.get("trained_with") or {},
+            name=version.model,
+            version=str(version),
+            recipe=recipe,
+            verdict=None if stored is None else parse_verdict(stored, where=str(version)),
+            data_digest=version.facts.get("data_digest"),
+            rows=version.facts.get("rows") or {},
+            steps=step,
+            versions=version.facts.get("trained_with") or {},
         )
     if model.pin is not None and model.pin.kind == "run":
         run = RunDir(model.pin.at)
         # A verdict is about the best checkpoint, not about others of the same run.
         is_judged = run.verdict.exists() and str((run.manifest("train") or {}).get("best_step")) == model.pin.version
         return Provenance(
-            (recipe.get("promote") or {}).get("model") or name,
-            None,
-            recipe,
-            read_verdict(run.verdict) if is_judged else None,
-            run.data_digest,
-            run.row_counts,
-            step,
-            run.package_versions,
+            name=(recipe.get("promote") or {}).get("model") or name,
+            recipe=recipe,
+            verdict=read_verdict(run.verdict) if is_judged else None,
+            data_digest=run.data_digest,
+            rows=run.row_counts,
+            steps=step,
+            versions=run.package_versions,
         )
     return Provenance(name, recipe=recipe, steps=step)
 
