@@ -1,7 +1,10 @@
 """Tokenizers of the kinds that GGUF files have, whose merges show every difference in how a text is split."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from tests.support import tiny
 
 from tunesmith.fetch.pretokenizer import set_pre_tokenizer
 from tunesmith.proof.probes import TEXTS
@@ -34,6 +37,18 @@ def byte_level(pre: str | None, *, adds_bos: bool = False, template: str | None 
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=ENDS[0], eos_token=ENDS[2], pad_token=ENDS[2])
     made.chat_template = template
     return made
+
+
+def save_unknown_pre_tokenizer(folder: Path) -> None:
+    """Save a tokenizer in a model's folder that splits text as no pre-tokenizer of llama.cpp does."""
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer = tiny.make_tokenizer()
+    split = pre_tokenizers.Split(Regex("[aeiou]"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def sentencepiece(kind: str, *, words: Sequence[str] = (), template: str | None = None) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.support import tiny
 from tests.support.errors import raises
+from tests.support.gguf_tokenizers import save_unknown_pre_tokenizer
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.export.formats import Options
@@ -14,16 +15,9 @@ from tunesmith.fetch.model_folder import ModelFolder
 
 
 def test_tokenizer_that_llama_cpp_lacks(tmp_path: Path) -> None:
-    from tokenizers import Regex, pre_tokenizers
-
     folder = tiny.save_model(tmp_path / "model", "llama")
     check(ModelFolder("model", folder), Options())
-    tokenizer = tiny.make_tokenizer()
-    split = pre_tokenizers.Split(Regex("[aeiou]"), "isolated")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.save_pretrained(folder)
+    save_unknown_pre_tokenizer(folder)
     with raises(RecipeError, "gguf-unsupported"):
         check(ModelFolder("model", folder), Options())
 

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from tunesmith.export.literals import python_text
 from tunesmith.export.prompt_code import prompt_code
 from tunesmith.recipe.data_record import load_data
 from tunesmith.tasks.base import fill_template
 
-# A recipe's templates have no control characters; a text that is quoted may have some.
 HOSTILE = 'Be "brief".\n\n```\n"""{{x}}\\n<b>\u202e {city}\u00a0\u00e9\U0001f600'
 
 
@@ -42,9 +40,6 @@ def test_any_template_gives_the_text_of_training(task: str) -> None:
 
 
 def test_code_is_printable() -> None:
-    text = f"{HOSTILE}\x07\u2028\r\t"
-    assert python_text(text).isprintable()
-    assert eval(python_text(text)) == text
     record = {"task": "chat", "system": HOSTILE, "prompt": "{q}", "response": "{a}"}
     assert all(line.isprintable() for line in code_of(record).function.splitlines())
 

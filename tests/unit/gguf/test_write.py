@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, TokenType
 from safetensors.torch import load_file, save_file
 from tests.support import tiny
 from tests.support.errors import raises
+from tests.support.gguf_tokenizers import save_unknown_pre_tokenizer
 
 from tunesmith.core.errors import DamagedFile, DoesNotFit, RecipeError
 from tunesmith.gguf import tensors
@@ -181,15 +182,8 @@ def test_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
 
 
 def test_unknown_pre_tokenizer(llama: Path, tmp_path: Path) -> None:
-    from tokenizers import Regex, pre_tokenizers
-
     folder = copytree(llama, tmp_path / "model")
-    tokenizer = tiny.make_tokenizer()
-    split = pre_tokenizers.Split(Regex("[aeiou]"), "isolated")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.save_pretrained(folder)
+    save_unknown_pre_tokenizer(folder)
     with raises(RecipeError, "gguf-unsupported"):
         write_gguf(folder, tmp_path / "model.gguf", type="f16")
 
