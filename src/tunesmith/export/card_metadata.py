@@ -4,12 +4,10 @@ from typing import Any
 
 from tunesmith.core.verdict import Comparison
 from tunesmith.export.base_facts import BaseFacts
+from tunesmith.export.formats import FORMATS
 from tunesmith.export.provenance import Provenance
 from tunesmith.export.usage import Target
 from tunesmith.report.wording import metric_label, visible
-
-_LIBRARIES = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
-_RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
 
 
 def card_metadata(target: Target, facts: Provenance, base: BaseFacts | None, *, is_chat: bool) -> str:
@@ -43,8 +41,8 @@ def card_metadata(target: Target, facts: Provenance, base: BaseFacts | None, *, 
     data = ModelCardData(
         model_name=visible(facts.name),
         base_model=base.name if base is not None and on_hub else None,
-        base_model_relation=_RELATIONS[target.to] if on_hub else None,
-        library_name=_LIBRARIES[target.to],
+        base_model_relation=FORMATS[target.to].relation if on_hub else None,
+        library_name=FORMATS[target.to].library,
         pipeline_tag=task,
         tags=tags,
         datasets=list(facts.hub_datasets) or None,

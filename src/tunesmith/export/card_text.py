@@ -7,6 +7,7 @@ from tunesmith.architecture.base_model import language_config
 from tunesmith.architecture.linear_layers import first_number
 from tunesmith.core.verdict import Verdict
 from tunesmith.export.base_facts import BaseFacts
+from tunesmith.export.formats import FORMATS
 from tunesmith.export.markdown import Markdown, code, escape, table, without_folders
 from tunesmith.export.provenance import Provenance
 from tunesmith.export.usage import Target
@@ -17,11 +18,6 @@ from tunesmith.recipe.schema import Data
 from tunesmith.report import wording
 from tunesmith.report.unit import unit_of
 
-_FORMATS = {
-    "merged": "a folder of transformers",
-    "adapter": "an adapter of PEFT, which needs its base",
-    "gguf": "a GGUF file, for llama.cpp and programs that use it",
-}
 _TUNING = ("method", "bits", "rank", "alpha", "target", "rslora", "dora")
 _TRAIN = ("optimizer", "learning_rate", "schedule", "examples_per_step")
 _METHODS = {"lora": "LoRA", "qlora": "QLoRA (its base was quantized in training)", "full": "full tuning"}
@@ -33,7 +29,7 @@ def summary(target: Target, facts: Provenance, base: BaseFacts | None) -> str:
     origin = f" {base.name}" if base is not None else " a model"
     tuned = f"This is{origin}, tuned with {_METHODS.get(method, 'tunesmith')}" if facts.recipe else f"This is{origin}"
     rows = f" on {wording.count(facts.rows['train'])} rows of {_sources(facts)}" if facts.rows.get("train") else ""
-    return f"{tuned}{rows}, as {_FORMATS[target.to]}."
+    return f"{tuned}{rows}, as {FORMATS[target.to].description}."
 
 
 def verdict_text(verdict: Verdict | None) -> Markdown:

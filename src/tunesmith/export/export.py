@@ -199,7 +199,7 @@ def export_resolved(
     facts["judged"] = judged
     _check_disk(folder, module.bytes_needed(model, options))
     log(f"export: writing {folder}")
-    with new_folder(folder, export=facts) as new:  # at its end the facts below are complete and written
+    with new_folder(folder, export=facts) as new:  # at its end the manifest gets the facts, also those below
         facts["type"] = module.build(model, new, options)
         proof = None if skip_proof else prove_export(module, model, new, facts["type"], options, reason)
         if proof is not None:

@@ -12,13 +12,16 @@ from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.recipe.export import READERS, GgufType, PlainType
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A format of an export.
 
     Attributes:
         name: its name on the command line.
         title: its contents.
+        description: its contents and its readers, for the card.
+        library: the library that the hub names for it.
+        relation: how the hub names its relation to the base.
         module: has its functions `check`, `require_engine`, `bytes_needed`, `build` and `open_engine`; imported when it
             is used.
         types: the types of its weights; empty if it stores those of the model.
@@ -27,6 +30,9 @@ class Format:
 
     name: str
     title: str
+    description: str
+    library: str
+    relation: str
     module: str
     types: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -39,9 +45,34 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     row.name: row
     for row in (
-        Format("merged", "transformers folder", "tunesmith.export.merged", get_args(PlainType)),
-        Format("adapter", "PEFT adapter", "tunesmith.export.adapter", options=("readers",)),
-        Format("gguf", "GGUF file", "tunesmith.export.gguf", get_args(GgufType), ("adapter_only", "quantize_with")),
+        Format(
+            name="merged",
+            title="transformers folder",
+            description="a folder of transformers",
+            library="transformers",
+            relation="finetune",
+            module="tunesmith.export.merged",
+            types=get_args(PlainType),
+        ),
+        Format(
+            name="adapter",
+            title="PEFT adapter",
+            description="an adapter of PEFT, which needs its base",
+            library="peft",
+            relation="adapter",
+            module="tunesmith.export.adapter",
+            options=("readers",),
+        ),
+        Format(
+            name="gguf",
+            title="GGUF file",
+            description="a GGUF file, for llama.cpp and programs that use it",
+            library="gguf",
+            relation="quantized",
+            module="tunesmith.export.gguf",
+            types=get_args(GgufType),
+            options=("adapter_only", "quantize_with"),
+        ),
     )
 }
 

@@ -27,7 +27,7 @@ def bytes_needed(model: ModelFolder, options: Options) -> int:
 
 
 def bytes_stored(model: ModelFolder, bytes_each: int) -> int:
-    """Return the size of a whole model with so many bytes for each parameter, and 10 % for the other files."""
+    """Return the size of a whole model with this many bytes per parameter, and 10 % for the other files."""
     return int(1.1 * bytes_each * sum(map(prod, tensor_shapes(model.root.path).values())))
 
 
