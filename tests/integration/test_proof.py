@@ -4,13 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 from tests.support.errors import raises
-from tests.support.tiny import one_thread, save_model
+from tests.support.tiny import change_weights, one_thread, save_model
 
 from tunesmith.core.errors import NotProved
 from tunesmith.core.files import MANIFEST
@@ -81,13 +81,7 @@ def in_tokenizer(edit: Callable[[dict[str, Any]], None]) -> Change:
 
 def in_weights(edit: Callable[[str, Any], Any]) -> Change:
     """Change every tensor by name."""
-
-    def change(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        changed = {name: edit(name, tensor).contiguous() for name, tensor in weights.items()}
-        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return change
+    return partial(change_weights, edit=edit)
 
 
 def in_template(old: str, new: str) -> Change:
@@ -158,12 +152,8 @@ def test_each_fault_fails_its_check(
 ) -> None:
     proof = prove_changed(tuned, merged, tmp_path / "copy", change)
     found = statuses(proof)
-    assert {name: found[name] for name in failing.split()} == dict.fromkeys(failing.split(), "failed"), proof_text(
-        proof
-    )
-    assert {name: found[name] for name in passing.split()} == dict.fromkeys(passing.split(), "passed"), proof_text(
-        proof
-    )
+    for names, status in ((failing, "failed"), (passing, "passed")):
+        assert {found[name] for name in names.split()} == {status}, proof_text(proof)
     assert not proof.passed
 
 
@@ -171,7 +161,7 @@ def test_each_fault_fails_its_check(
 def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose attention depends on positions, unlike that of other random models."""
     folder = save_model(tmp_path_factory.mktemp("attentive") / "model", "llama")
-    in_weights(lambda name, tensor: 6 * tensor if "q_proj" in name or "k_proj" in name else tensor)(folder)
+    change_weights(folder, lambda name, tensor: 6 * tensor if "q_proj" in name or "k_proj" in name else tensor)
     return folder
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
-from tests.support.tiny import CHATML, make_tokenizer, one_thread, save_model
+from tests.support.tiny import CHATML, change_weights, make_tokenizer, one_thread, save_model
 
 from tunesmith.engines.llama_cpp import LlamaCpp, start_llama_cpp
 from tunesmith.fetch.reference import resolve
@@ -28,13 +27,6 @@ pytest.importorskip("xllamacpp", reason="needs the extra gguf-proof")
 _MARKUP = CHATML.replace("<|im_start|>", "<turn>").replace("<|im_end|>", "</turn>")
 _REFUSING = "{% if messages|length > 4 %}{{ raise_exception('too many') }}{% endif %}" + _MARKUP
 _TYPES = "tokenizer.ggml.token_type"
-
-
-def change_weights(folder: Path, change: Any) -> None:
-    """Replace each tensor of a folder by `change(name, tensor)`."""
-    weights = load_file(folder / "model.safetensors")
-    changed = {name: change(name, tensor).contiguous() for name, tensor in weights.items()}
-    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")

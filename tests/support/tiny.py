@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,15 @@ def _saved(folder: Path, shape: Any, made: Any, *, seed: int) -> Path:
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+def change_weights(folder: Path, edit: Callable[[str, Any], Any]) -> None:
+    """Replace each tensor of a folder with one file of weights by `edit(name, tensor)`."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: edit(name, tensor).detach().contiguous() for name, tensor in weights.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_rows(path: Path, count: int = 60) -> Path:
