@@ -63,15 +63,14 @@ def prove(
     folder = resolve(model)
     found = detect_engine(url, served_as)
     kind = type or found.type or _stored_type(folder)
-    tolerance_for(kind)
     asked_rows = find_rows(folder, rows) if rows else "no rows were asked for"
     proof = prove_engine(folder, found.engine, type=kind, rows=asked_rows, max_loss=max_loss)
+    not_proved = None
     try:
         require_proved(proof)
     except NotProved as error:
-        print_result(proof.to_json(), as_json, lambda: proof_text(proof), error)
-    else:
-        print_result(proof.to_json(), as_json, lambda: proof_text(proof))
+        not_proved = error
+    print_result(proof.to_json(), as_json, lambda: proof_text(proof), not_proved)
 
 
 def _stored_type(model: "ModelFolder") -> str:

@@ -13,6 +13,7 @@ from tunesmith.core.verdict import Verdict
 from tunesmith.engines.base import Engine, EngineAnswer
 from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.proof.asking import ask_all, ask_prompts
+from tunesmith.proof.checks import common_length
 from tunesmith.proof.distributions import preference
 from tunesmith.proof.questions import Questions
 from tunesmith.proof.record import ANSWERED, SAME, Check, Measure
@@ -128,11 +129,11 @@ def _gap(reference: Reference, questions: Questions, asked: Asked, place: int, l
     """
     expected, found = reference.answer_with_end(place), tuple(line["ids"])
     if asked.has_ids:
-        same = _common(expected, found)
+        same = common_length(expected, found)
         ended = questions.task.stop_ids if line["stopped"] else ()
         candidates = found[same : same + 1] or ended
     else:
-        shared = _common(reference.answers[place].text, line["prediction"])
+        shared = common_length(reference.answers[place].text, line["prediction"])
         decode, text = questions.task.decode_answer, reference.answers[place].text[:shared]
         same = max(i for i in range(len(expected)) if text.startswith(decode(expected[:i])))
         candidates = ()
@@ -143,12 +144,6 @@ def _gap(reference: Reference, questions: Questions, asked: Asked, place: int, l
         first, second = sorted(scores.values(), reverse=True)[:2]
         return first - second
     return min((preference(scores, token) for token in candidates), default=math.inf)
-
-
-def _common(first: Sequence[object], second: Sequence[object]) -> int:
-    """Return the length of the common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def check_verdict(

@@ -147,8 +147,8 @@ def check_logits(engine_name: str, scores: EngineScores | None, reference: Refer
     answered = Measure.all_of(ANSWERED, len(scores.wanted), len(reference.scored))
     if not scores.wanted:
         return Check(LOGITS, (answered,))
-    ours = list(chain.from_iterable(reference.scored[place] for place in scores.wanted))
-    return Check(LOGITS, (*distances(scores, ours).measures(tolerance), answered))
+    found = distances(scores, reference.scores_of(scores.wanted))
+    return Check(LOGITS, (*found.measures(tolerance), answered))
 
 
 def distances(scores: EngineScores, ours: Sequence[Scores]) -> Distances:
@@ -168,13 +168,18 @@ def _score(scores: Scores, token: int) -> float:
     return scores[token] if token in scores else min(scores.values())
 
 
+def common_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return the length of the common beginning of two sequences."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
 def _expected(one: Conversation, *, adds_system: bool) -> tuple[int, ...]:
     return one.with_system if adds_system and one.with_system is not None else one.ids
 
 
 def _difference(name: str, expected: Sequence[int], found: Sequence[int]) -> str:
     """Return a sentence about the first id that differs."""
-    start = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
-    start = min(len(expected), len(found)) if start is None else start
+    start = common_length(expected, found)
     here, there = (list(islice(ids, start, start + 4)) for ids in (expected, found))
     return f"{name}: from token {start + 1} on, {here} is expected and {there} was found"

@@ -25,10 +25,10 @@ def hint_for(proof: Proof) -> str:
     measures = [measure for check in proof.failed for measure in check.measures]
     if any(measure.name == ANSWERED and not measure.passed for measure in measures):
         return "the engine refused prompts, usually because its context is too short: give it a longer one"
+    if {"ids", "template"} & set(failed):  # which depend on no weights
+        return _HINTS[failed[0]]
     quantization, statuses = proof.reference.get("base_quantization"), {c.name: c.status for c in proof.checks}
-    if quantization and statuses.get("base") == "passed" and not {"ids", "template"} & set(failed):
+    if quantization and statuses.get("base") == "passed":
         return f"the adapter needs the base in {quantization}, as trained: use `tunesmith serve`, or train with `lora`"
     is_quantized = tolerance_for(proof.type).max_gap is None
-    if is_quantized and not {"ids", "template"} & set(failed):
-        return _QUANTIZED
-    return _HINTS[failed[0]]
+    return _QUANTIZED if is_quantized else _HINTS[failed[0]]

@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-import torch
-import transformers
-
-import tunesmith
 from tunesmith.core.errors import NotProved
 from tunesmith.engines.base import Engine
 from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.model.quantization import trained_quantization
 from tunesmith.proof.answers import ask, check_answers, check_verdict
 from tunesmith.proof.checks import ask_scores, check_ids, check_logits, check_template
 from tunesmith.proof.hints import hint_for
@@ -18,7 +13,7 @@ from tunesmith.proof.quantized_base import check_base
 from tunesmith.proof.questions import find_rows, questions_about
 from tunesmith.proof.record import Proof
 from tunesmith.proof.reference import Reference
-from tunesmith.proof.tolerances import Tolerance, tolerance_for, tolerance_for_bits
+from tunesmith.proof.tolerances import tolerance_for, tolerance_for_bits
 
 
 def prove(
@@ -44,15 +39,18 @@ def prove(
         TunesmithError: the engine cannot be asked.
         DoesNotFit: the model does not fit in memory in fp32.
     """
-    tolerance = _tolerance(model, type)
+    of_type = tolerance_for(type)
     questions = questions_about(model, find_rows(model) if rows is None else rows)
     reference = Reference(model, questions)
+    quantization = reference.quantization
+    # An export has the weights of the base's files, not the quantized ones that the adapter was trained on.
+    tolerance = of_type if quantization is None else of_type.looser(tolerance_for_bits(quantization.bits))
     try:
         of_ids, of_template = check_ids(engine, questions), check_template(engine, questions)
         scores = ask_scores(engine, reference)
         of_weights = [check_logits(engine.name, scores, reference, tolerance)]
-        if trained_quantization(model) is not None:
-            of_weights.append(check_base(model, scores, reference, tolerance_for(type)))
+        if quantization is not None:
+            of_weights.append(check_base(model, scores, reference, of_type))
         asked = ask(engine, questions, reference)
         of_answers = check_answers(asked, questions, reference, tolerance)
         of_scores, verdict = check_verdict(engine.name, asked, questions, reference, max_loss=max_loss)
@@ -60,18 +58,14 @@ def prove(
         reference.close()
     return Proof(
         model=_public_name(model),
-        model_digest=model.digest(),
+        model_digest=reference.model_digest,
         engine=engine.name,
         type=type,
         reference=reference.conditions,
         rows=len(questions.rows.examples) if questions.rows else 0,
         checks=(of_ids, of_template, *of_weights, of_answers, of_scores),
         verdict=verdict,
-        versions={
-            "tunesmith": tunesmith.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        versions=reference.versions,
     )
 
 
@@ -83,16 +77,6 @@ def require_proved(proof: Proof) -> None:
             f"does not give the answers of {proof.model}: {failed} failed" if failed else "nothing could be proved"
         )
         raise NotProved(message, where=f"{proof.engine} ({proof.type})", hint=hint_for(proof))
-
-
-def _tolerance(model: ModelFolder, type: str) -> Tolerance:
-    """Return the limits for a type; those of the base's bits if the adapter was trained on a quantized base.
-
-    An export has the weights of the base's files, which differ from the quantized ones that the adapter was trained on.
-    """
-    tolerance = tolerance_for(type)
-    quantization = trained_quantization(model)
-    return tolerance if quantization is None else tolerance.looser(tolerance_for_bits(quantization.bits))
 
 
 def _public_name(model: ModelFolder) -> str:

@@ -8,7 +8,6 @@ these, a faulty export could pass. Therefore the engine must also be one of the 
 from itertools import chain
 
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.model.quantization import trained_quantization
 from tunesmith.proof.checks import EngineScores, distances
 from tunesmith.proof.record import Check, Measure
 from tunesmith.proof.reference import Reference, open_in_fp32, token_scores
@@ -31,11 +30,8 @@ def check_base(model: ModelFolder, scores: EngineScores | None, reference: Refer
     prompts = [reference.answers[place].prompt for place in scores.wanted]
     pairs = zip(prompts, scores.wanted.values(), strict=True)
     from_files = list(chain.from_iterable(token_scores(on_files, prompt, ids) for prompt, ids in pairs))
-    quantization = trained_quantization(model)
     sides = {
-        f"on the base in {quantization}, as trained": list(
-            chain.from_iterable(reference.scored[place] for place in scores.wanted)
-        ),
+        f"on the base in {reference.quantization}, as trained": reference.scores_of(scores.wanted),
         "on the base's files": from_files,
     }
     found = {name: distances(scores, ours) for name, ours in sides.items()}

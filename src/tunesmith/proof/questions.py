@@ -7,7 +7,6 @@ from typing import Any
 
 from tunesmith.core.records import Example, Turn
 from tunesmith.core.rundir import RunDir
-from tunesmith.evaluate.own_prompts import OwnPrompts
 from tunesmith.evaluate.run_rows import RunRows
 from tunesmith.fetch.model_folder import ModelFolder, known_folders
 from tunesmith.inference.chatter import prompt_data
@@ -16,7 +15,7 @@ from tunesmith.inference.recorded import recorded_options
 from tunesmith.proof.probes import TEXTS, control_texts, conversations
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.sampling import Sampling
-from tunesmith.recipe.schema import ChatData, Recipe
+from tunesmith.recipe.schema import ChatData
 from tunesmith.tasks import task_for
 from tunesmith.tasks.base import RowProblem, Task
 from tunesmith.tasks.chat import ChatTask
@@ -109,36 +108,33 @@ def questions_about(model: ModelFolder, rows: RunRows | str) -> Questions:
     """
     tokenizer = load_tokenizer(model)
     data, _ = prompt_data(model, tokenizer)
+    examples: tuple[Example, ...] = ()
     if isinstance(rows, RunRows):
-        asked = rows.prompts_of(model)
+        asked, run_rows, no_rows = rows.prompts_of(model), rows, ""
         task, examples = asked.task, asked.examples
-        prompts = _prompts_of_rows(asked)
+        prompts = build_prompts(examples, asked.recipe, task, asked.tokenizer)
     else:
-        task, examples = task_for(data, tokenizer), ()
+        run_rows, no_rows = None, rows
+        task = task_for(data, tokenizer)
         prompts = _prompts_of_probes(task, recorded_options(model).max_new_tokens)
-    messages = tuple(_messages(example.turns, answered=isinstance(rows, RunRows)) for example in prompts.examples)
+    messages = tuple(_messages(example.turns, answered=run_rows is not None) for example in prompts.examples)
     of_rows = tuple(
         Conversation(f"row {example.row}", sent, ids)
         for example, sent, ids in zip(examples, messages, prompts.prompts, strict=bool(examples))
         if sent is not None and task.find_control_token(example.turns) is None
     )
-    probes, is_chat = _conversation_probes(task), isinstance(task, ChatTask)
+    probes = {text: repr(text) for text in (*TEXTS, *control_texts(_control_tokens(tokenizer)))}
     return Questions(
-        tokenizer,
-        task,
-        {text: repr(text) for text in (*TEXTS, *control_texts(_control_tokens(tokenizer)))} | _texts_of_rows(examples),
-        (*probes, *of_rows) if is_chat else (),
-        _unsent(data) if is_chat else "",
-        prompts,
-        messages if is_chat else (None,) * len(messages),
-        rows if isinstance(rows, RunRows) else None,
-        "" if isinstance(rows, RunRows) else rows,
+        tokenizer=tokenizer,
+        task=task,
+        texts=probes | _texts_of_rows(examples),
+        conversations=(*_conversation_probes(task), *of_rows) if isinstance(task, ChatTask) else (),
+        unsent=_unsent(data),
+        prompts=prompts,
+        messages=messages if isinstance(task, ChatTask) else (None,) * len(messages),
+        rows=run_rows,
+        no_rows=no_rows,
     )
-
-
-def _prompts_of_rows(asked: OwnPrompts) -> Prompts:
-    recipe: Recipe = asked.recipe
-    return build_prompts(asked.examples, recipe, asked.task, asked.tokenizer)
 
 
 def _prompts_of_probes(task: Task, limit: int | None) -> Prompts:
@@ -158,10 +154,8 @@ def _prompts_of_probes(task: Task, limit: int | None) -> Prompts:
     return Prompts(tuple(examples), tuple(ids), texts, task.stop_ids, new_tokens, task.decoder_prefix_ids)
 
 
-def _conversation_probes(task: Task) -> tuple[Conversation, ...]:
+def _conversation_probes(task: ChatTask) -> tuple[Conversation, ...]:
     """Return the probes that the model's chat template accepts."""
-    if not isinstance(task, ChatTask):
-        return ()
     system = [turn for turn in task.user_turn("x") if turn.role == "system"]
     probes = []
     for number, conversation in enumerate(_all_conversations(task), 1):

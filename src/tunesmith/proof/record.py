@@ -43,6 +43,11 @@ class Measure:
         is_high_enough = self.at_least is None or self.value >= self.at_least
         return is_high_enough and (self.at_most is None or self.value <= self.at_most)
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether the value can fail; otherwise it is only stated."""
+        return (self.at_least, self.at_most) != (None, None)
+
     @classmethod
     def all_of(cls, name: str, value: int, of: int) -> "Measure":
         """Return a count that passes only if it includes everything."""
@@ -138,11 +143,13 @@ def _tells_models_apart(check: Check) -> bool:
 
     Most models give answers that end, and with few rows no loss is shown of any model: neither says which one it is.
     """
-    limited = {measure.name for measure in check.measures if (measure.at_least, measure.at_most) != (None, None)}
-    decisive = {
-        "logits": True, "answers": SAME in limited, "verdict": len(limited) == len(check.measures)
-    }  # fmt: skip
-    return check.status == "passed" and decisive.get(check.name, False)
+    if check.status != "passed":
+        return False
+    if check.name == "answers":
+        return any(measure.name == SAME and measure.has_limit for measure in check.measures)
+    if check.name == "verdict":  # of its two losses, the one that is not excluded may have no limit
+        return all(measure.has_limit for measure in check.measures)
+    return check.name == "logits"
 
 
 def write_proof(proof: Proof, folder: Path) -> Path:

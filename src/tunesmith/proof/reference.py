@@ -3,7 +3,7 @@
 They are made once for a model and its questions, and kept in the cache. An interrupted reference is continued.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,21 @@ class Reference:
         answers: one answer to each prompt.
         scored: the answers whose tokens have log-probabilities, by their place; those of the stop token follow them.
         folder: the folder with `generations.jsonl`, sealed.
+        model_digest: the digest of the model.
+        quantization: that of the base on which the model was trained, if it is an adapter on a quantized one.
+        versions: the versions of the packages that computed it.
     """
 
     def __init__(self, model: ModelFolder, questions: Questions) -> None:
         self._model_folder, self._questions = model, questions
         self._loaded: Any = None
         prompts = questions.prompts
-        made_by = (tunesmith.__version__, torch.__version__, transformers.__version__)
-        made_from = (model.digest(), prompts.digest, str(trained_quantization(model)))
-        key = digest_of([*made_from, *made_by, TOP, SCORED_TOKENS, _FORMAT])
+        self.model_digest, self.quantization = model.digest(), trained_quantization(model)
+        self.versions = {
+            "tunesmith": tunesmith.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        }  # fmt: skip
+        made_from = (self.model_digest, prompts.digest, str(self.quantization))
+        key = digest_of([*made_from, *self.versions.values(), TOP, SCORED_TOKENS, _FORMAT])
         self.folder = cache_root() / "proofs" / key[:32]
         if not _is_complete(self.folder):
             with exclusive_lock(self.folder.with_suffix(".lock"), wait=True):
@@ -95,8 +101,11 @@ class Reference:
     @property
     def conditions(self) -> dict[str, str | None]:
         """How the answers were computed, for the record of the proof."""
-        quantization = trained_quantization(self._model_folder)
-        return {"precision": "fp32", "base_quantization": str(quantization) if quantization else None}
+        return {"precision": "fp32", "base_quantization": str(self.quantization) if self.quantization else None}
+
+    def scores_of(self, places: Iterable[int]) -> list[Scores]:
+        """Return the log-probabilities at the tokens of some scored answers, one answer after the other."""
+        return [scores for place in places for scores in self.scored[place]]
 
     def answer_with_end(self, place: int) -> tuple[int, ...]:
         """Return the ids of an answer with the token that ended it, if one did."""
@@ -145,7 +154,7 @@ class Reference:
             tokens += len(ids)
             scored.append({"place": place, "scores": self.token_scores(place, ids)})
         write_jsonl(self.folder / "token_scores.jsonl", scored)
-        seal_folder(self.folder, model=self._model_folder.digest())
+        seal_folder(self.folder, model=self.model_digest)
         self.close()
 
 

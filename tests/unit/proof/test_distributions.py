@@ -77,7 +77,12 @@ def test_scores_that_are_no_numbers_are_far_from_any_distribution(broken: float 
 def test_scores_that_are_refused_fail_the_check(refused: set[int]) -> None:
     ours = _logs(0.5, 0.3, 0.2)
     answers = [SimpleNamespace(prompt=(prompt,)) for prompt in (3, 4)]
-    reference: Any = SimpleNamespace(scored={0: [ours], 1: [ours]}, answers=answers, answer_with_end=lambda place: (0,))
+    reference: Any = SimpleNamespace(
+        scored={0: [ours], 1: [ours]},
+        scores_of=lambda places: [ours for _ in places],
+        answers=answers,
+        answer_with_end=lambda place: (0,),
+    )
 
     def token_scores(prompt: Sequence[int], ids: Sequence[int], top: int) -> list[Any]:
         if prompt[0] in refused:
