@@ -15,8 +15,8 @@ from tunesmith.core.json_server import JsonServer, RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
 from tunesmith.engines.greedy_scores import Step, score_by_answers
 from tunesmith.engines.llama_cpp_server import KEY_VARIABLE, LlamaCppOptions
+from tunesmith.engines.openai_api import greedy_chat
 from tunesmith.engines.server_process import ServerProcess
-from tunesmith.inference.endpoint import ask_chat
 
 _SECONDS_TO_LOAD = 600.0  # a large file from a slow disk
 _ADDRESS = re.compile(r"^address (http\S+)$", re.MULTILINE)
@@ -95,9 +95,8 @@ class LlamaCpp:
 
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy chat completion."""
-        options = {"max_tokens": max_new_tokens, "temperature": 0.0, "cache_prompt": False}
-        answer = ask_chat(self._server.below("/v1"), self._model, messages, **options)
-        return EngineAnswer(answer.text, None, answer.stopped, answer.error)
+        server = self._server.below("/v1")
+        return greedy_chat(server, self._model, messages, max_new_tokens=max_new_tokens, cache_prompt=False)
 
     def _complete(self, prompt: Ids, count: int, **options: Any) -> Any:
         # cache_prompt off: a cached beginning was computed in batches of another size, and differs in the last digits.
@@ -148,11 +147,7 @@ def start_llama_cpp(file: Path, *, lora: Path | None = None, key: str | None = N
     settings = LlamaCppOptions(str(file), str(lora) if lora else None, **options)
     command = [sys.executable, "-P", "-m", "tunesmith.engines.llama_cpp_server", settings.to_json()]
     process = ServerProcess("llama.cpp", command, environment={KEY_VARIABLE: key or ""})
-    try:
-        url = process.wait_until(lambda: _address(process), _SECONDS_TO_LOAD)
-    except BaseException:
-        process.close()
-        raise
+    url = process.wait_until(lambda: _address(process), _SECONDS_TO_LOAD)
     return LlamaCpp(JsonServer(url, key=key, before_retry=process.check), settings.name, version, process=process)
 
 

@@ -1,6 +1,7 @@
 """A server of which only OpenAI's chat completions are known: it answers conversations, and nothing else."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from tunesmith.core.json_server import JsonServer
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
@@ -37,8 +38,20 @@ class OpenAiApi:
 
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy chat completion."""
-        answer = ask_chat(self._server, self._model, messages, max_tokens=max_new_tokens, temperature=0.0)
-        return EngineAnswer(answer.text, None, answer.stopped, answer.error)
+        return greedy_chat(self._server, self._model, messages, max_new_tokens=max_new_tokens)
 
     def close(self) -> None:
         """Do nothing: the server is another program's."""
+
+
+def greedy_chat(
+    server: JsonServer, model: str, messages: Messages, *, max_new_tokens: int, **options: Any
+) -> EngineAnswer:
+    """Return the greedy chat completion of a server.
+
+    Args:
+        server: the URL that ends with /v1.
+        options: other fields of the request.
+    """
+    answer = ask_chat(server, model, messages, max_tokens=max_new_tokens, temperature=0.0, **options)
+    return EngineAnswer(answer.text, None, answer.stopped, answer.error)

@@ -70,17 +70,21 @@ class ServerProcess:
             raise self._error(message)
 
     def wait_until(self, ready: Callable[[], T | None], seconds: float) -> T:
-        """Return the first value of `ready` that is not None.
+        """Return the first value of `ready` that is not None; after any error or interruption, the server is ended.
 
         Raises:
             TunesmithError: the server exits before, or is not ready in time.
         """
         deadline = time.monotonic() + seconds
-        while (value := ready()) is None:
-            self.check()
-            if time.monotonic() > deadline:
-                raise self._error(f"is not ready after {seconds:.0f} seconds")
-            time.sleep(_POLL_SECONDS)
+        try:
+            while (value := ready()) is None:
+                self.check()
+                if time.monotonic() > deadline:
+                    raise self._error(f"is not ready after {seconds:.0f} seconds")
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            self.close()
+            raise
         return value
 
     def _error(self, message: str) -> TunesmithError:

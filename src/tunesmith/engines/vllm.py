@@ -16,8 +16,8 @@ from tunesmith.core.files import read_json
 from tunesmith.core.json_server import JsonServer, RequestRefused
 from tunesmith.engines.base import EngineAnswer, Ids, Messages
 from tunesmith.engines.greedy_scores import Step, score_by_answers
+from tunesmith.engines.openai_api import greedy_chat
 from tunesmith.engines.server_process import ServerProcess, free_port
-from tunesmith.inference.endpoint import ask_chat
 
 PYTHON_VARIABLE = "TUNESMITH_VLLM_PYTHON"
 """The environment variable with the Python of an environment that has vLLM."""
@@ -99,8 +99,7 @@ class VllmApi:
 
     def answer_chat(self, messages: Messages, *, max_new_tokens: int) -> EngineAnswer | None:
         """Return the greedy chat completion."""
-        answer = ask_chat(self._server.below("/v1"), self._model, messages, max_tokens=max_new_tokens, temperature=0.0)
-        return EngineAnswer(answer.text, None, answer.stopped, answer.error)
+        return greedy_chat(self._server.below("/v1"), self._model, messages, max_new_tokens=max_new_tokens)
 
     def close(self) -> None:
         """End the server if this object started it."""
@@ -145,11 +144,7 @@ def start_vllm(
     environment |= {"VLLM_API_KEY": key} if key else {}
     process = ServerProcess("vLLM", command, environment=environment)
     server = JsonServer(f"http://{host}:{port}", key=key, before_retry=process.check)
-    try:
-        version = process.wait_until(lambda: _version(server), _SECONDS_TO_LOAD)
-    except BaseException:
-        process.close()
-        raise
+    version = process.wait_until(lambda: _version(server), _SECONDS_TO_LOAD)
     asked = [name, *(adapters or ())][-1]
     return VllmApi(server, asked, f"vLLM {version}", is_adapter=bool(adapters), process=process)
 

@@ -92,7 +92,7 @@ class RunRows:
         return outputs
 
     def store(self, digest: str, outputs: Outputs, folder: Path | None = None) -> None:
-        """Score a model's outputs, and seal its folder: by default that of `folder`."""
+        """Score a model's outputs, and seal the folder with its answers; by default `self.folder(digest)`."""
         folder = folder or self.folder(digest)
         folder.mkdir(parents=True, exist_ok=True)
         write_scores(folder, self.examples, outputs, self._scorer)
