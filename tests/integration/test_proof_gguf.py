@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.llama_cpp import LlamaCpp
 from tests.support.tiny import CHATML, change_weights, make_tokenizer, one_thread, save_model
 
-from tunesmith.engines.llama_cpp import LlamaCpp, start_llama_cpp
 from tunesmith.fetch.reference import resolve
 from tunesmith.gguf.write import write_gguf
 from tunesmith.proof.checks import check_ids
@@ -20,8 +20,6 @@ from tunesmith.proof.prove import prove
 from tunesmith.proof.questions import questions_about
 from tunesmith.proof.record import Proof
 from tunesmith.proof.text import proof_text
-
-pytest.importorskip("xllamacpp", reason="needs the extra gguf-proof")
 
 # llama.cpp finds the ends of turns that it knows by their names, and would repair a wrong eos of ChatML.
 _MARKUP = CHATML.replace("<|im_start|>", "<turn>").replace("<|im_end|>", "</turn>")
@@ -48,12 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama_cpp(folder: Path, type: str = "f32", **metadata: Any) -> Iterator[LlamaCpp]:
     """Write a folder to a GGUF file, with other metadata, and run it."""
     write_gguf(folder, folder / "model.gguf", type=type, metadata=metadata)
-    engine = start_llama_cpp(folder / "model.gguf", threads=1, slots=1, slot_tokens=512)
-    try:
-        with one_thread():
-            yield engine
-    finally:
-        engine.close()
+    with LlamaCpp(folder / "model.gguf", context=512) as engine, one_thread():
+        yield engine
 
 
 def prove_file(model: Path, folder: Path, type: str = "f32", **metadata: Any) -> Proof:

@@ -3,17 +3,16 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.cases import Command
 from tests.support.endpoint import endpoint
+from tests.support.llama_cpp import LlamaCpp
 from tests.support.served import serve_command
 
 from tunesmith.core.json_server import JsonServer
-from tunesmith.engines.llama_cpp import LlamaCpp, start_llama_cpp
 from tunesmith.export.formats import Options
 from tunesmith.export.merged import build
 from tunesmith.fetch.reference import resolve
@@ -22,15 +21,10 @@ from tunesmith.gguf.write import write_gguf
 CHECKS = ("ids", "template", "logits", "answers", "verdict")
 
 
-@contextmanager
-def llama_cpp_of(folder: Path) -> Iterator[LlamaCpp]:
+def llama_cpp_of(folder: Path) -> LlamaCpp:
     """Serve a folder as a GGUF file in f32."""
     write_gguf(folder, folder / "model.gguf", type="f32")
-    engine = start_llama_cpp(folder / "model.gguf", slots=2, slot_tokens=256)
-    try:
-        yield engine
-    finally:
-        engine.close()
+    return LlamaCpp(folder / "model.gguf")
 
 
 @pytest.fixture(scope="module")
