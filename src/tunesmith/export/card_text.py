@@ -36,7 +36,7 @@ def verdict_text(verdict: Verdict | None) -> Markdown:
     """Return the verdict with its numbers, its guards and its limits."""
     if verdict is None:
         return Markdown("It was not measured: there is no verdict on this model.")
-    blocks = [escape(wording.verdict_sentence(verdict)), metric_table(verdict)]
+    blocks = [escape(wording.verdict_sentence(verdict)), _metric_table(verdict)]
     points = [f"Guard {_outcome(guard.passed)}: {wording.guard_sentence(guard)}." for guard in verdict.guards]
     points += [*_conditions(verdict), wording.scope_sentence(verdict.primary), *wording.group_sentences(verdict)]
     points += [*map(without_folders, wording.other_reasons(verdict)), *_health(verdict), _UNMEASURED]
@@ -50,7 +50,7 @@ _UNMEASURED = (
 )
 
 
-def metric_table(verdict: Verdict) -> Markdown:
+def _metric_table(verdict: Verdict) -> Markdown:
     """Return a table of all metrics, also those of further held-out sets."""
     sets = [("", verdict.metrics), *((f" on {name}", found.metrics) for name, found in verdict.also.items())]
     rows = []

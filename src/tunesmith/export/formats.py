@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.fetch.model_folder import ModelFolder
-from tunesmith.recipe.export import READERS, GgufType, PlainType
+from tunesmith.recipe.export import READERS, GgufTypeName, PlainType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ FORMATS: Mapping[str, Format] = {
             library="gguf",
             relation="quantized",
             module="tunesmith.export.gguf",
-            types=get_args(GgufType),
+            types=get_args(GgufTypeName),
             options=("adapter_only", "quantize_with"),
         ),
     )
@@ -118,14 +118,14 @@ def format_of(name: str, options: Options) -> Format:
     for option in options.to_json():
         if option not in ("type", "repo", *row.options):
             message = f"the option `{option}` has no effect on the format `{name}`"
-            raise RecipeError(message, where=option_flag(option), hint="leave it out", code="no-effect")
+            raise RecipeError(message, where=_option_flag(option), hint="leave it out", code="no-effect")
     if unknown := sorted(set(options.readers or ()) - set(READERS)):
         hint = f"use {', '.join(READERS)}"
         raise RecipeError(f"there is no reader `{unknown[0]}`", where="--readers", hint=hint, code="wrong-value")
     return row
 
 
-def option_flag(option: str) -> str:
+def _option_flag(option: str) -> str:
     """Return the flag of an option on the command line."""
     return f"--{option.replace('_', '-')}"
 

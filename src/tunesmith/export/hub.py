@@ -1,4 +1,4 @@
-"""Publish an exported folder on the hub: one repository, one commit, private unless asked otherwise.
+"""Publish an exported folder on the hub: one commit in one repository, which is private if it is new.
 
 Large files are uploaded first and become visible only with the commit, so an interrupted publication leaves the
 repository as it was. The same command then uploads what is missing. The token is huggingface_hub's (`hf auth login` or
@@ -25,14 +25,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published export: the repository, the address of the commit, and its files as {name: bytes}."""
+    """A published export: the address of its commit, and its files as {name: bytes}."""
 
-    repository: str
     url: str
     files: dict[str, int]
 
 
-def files_to_publish(folder: Path) -> dict[str, int]:
+def _files_to_publish(folder: Path) -> dict[str, int]:
     """Return {name: bytes} of the files of an exported folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_temporary(path))
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
@@ -72,14 +71,13 @@ def check_repository(repository: str, *, endpoint: str | None = None) -> str | N
     return info.sha
 
 
-def publish(
-    folder: Path, repository: str, *, message: str, private: bool = True, endpoint: str | None = None
-) -> Published:
+def publish(folder: Path, repository: str, *, message: str, endpoint: str | None = None) -> Published:
     """Upload a folder to a repository in one commit, and remove what an earlier export left there.
+
+    A new repository is private; an existing one stays as it is.
 
     Args:
         message: the message of the commit.
-        private: whether a new repository is private; an existing one stays as it is.
         endpoint: the hub; by default HF_ENDPOINT or the public one.
 
     Raises:
@@ -90,16 +88,16 @@ def publish(
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    head, files = check_repository(repository, endpoint=endpoint), files_to_publish(folder)
+    head, files = check_repository(repository, endpoint=endpoint), _files_to_publish(folder)
     log(f"hub: uploading {len(files)} files ({sum(files.values()) / _GIB:.2f} GiB) to {repository}")
     api = HfApi(endpoint=endpoint)
     with _hub_errors(repository):
         if head is None:
-            api.create_repo(repository, private=private, exist_ok=True)
+            api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message=message, parent_commit=head, delete_patterns="*"
         )
-    return Published(repository, str(commit.commit_url), files)
+    return Published(str(commit.commit_url), files)
 
 
 @contextlib.contextmanager

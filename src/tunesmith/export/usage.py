@@ -126,7 +126,8 @@ def _vllm(target: Target) -> str:
         return f"vllm serve {shlex.quote(target.path)} --served-model-name {shlex.quote(target.name)} {plain}"
     base = shlex.quote(target.base or "BASE")
     module = shlex.quote(f"{target.name}={target.folder}")
-    rank = max_lora_rank(target.rank or 16)
+    assert target.rank is not None
+    rank = max_lora_rank(target.rank)
     # By default vLLM asks an adapter with the template of the base, which lacks the system turn of its training.
     has_template = "chat_template.jinja" in target.files
     template = f" --chat-template {shlex.quote(f'{target.folder}/chat_template.jinja')}" if has_template else ""

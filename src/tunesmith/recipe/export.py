@@ -9,7 +9,7 @@ from tunesmith.recipe.base import Section
 PlainType = Literal["f32", "f16", "bf16"]
 """The types of weights that transformers stores, as llama.cpp names them."""
 
-GgufType = Literal[
+GgufTypeName = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
     "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ]  # fmt: skip
@@ -61,7 +61,7 @@ class GgufExport(ExportBase):
     """A file for llama.cpp and the programs that are built on it."""
 
     to: Literal["gguf"]
-    type: GgufType | None = Field(
+    type: GgufTypeName | None = Field(
         None, description="Type of the weights; default f16, or f32 with `adapter_only`. See docs/export.md."
     )
     adapter_only: bool = Field(False, description="Write the adapter without its base.")

@@ -11,13 +11,13 @@ from tunesmith.export.formats import FORMATS, Options, file_stem, format_of
 from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.fetch.pin import Kind, Pin
 from tunesmith.gguf.tensor_types import GGUF_TYPES, K_TYPES
-from tunesmith.recipe.export import AdapterExport, GgufExport, GgufType, MergedExport
+from tunesmith.recipe.export import AdapterExport, GgufExport, GgufTypeName, MergedExport
 
 
 def test_the_recipe_has_every_format_and_every_type() -> None:
     kinds = (MergedExport, AdapterExport, GgufExport)
     assert [get_args(kind.model_fields["to"].annotation)[0] for kind in kinds] == list(FORMATS)
-    assert sorted(get_args(GgufType)) == sorted([*GGUF_TYPES, *K_TYPES])
+    assert sorted(get_args(GgufTypeName)) == sorted([*GGUF_TYPES, *K_TYPES])
 
 
 @pytest.mark.parametrize(
