@@ -11,7 +11,7 @@ import yaml
 from tests.support.cases import Command
 from tests.support.errors import raises
 from tests.support.fake_hub import fake_hub
-from tests.support.tiny import recipe, save_model, tree
+from tests.support.tiny import change_weights, recipe, save_model, tree
 
 from tunesmith import export_model, open_chatter, run_recipe
 from tunesmith.core.errors import DoesNotFit, NotProved, RecipeError
@@ -44,16 +44,13 @@ def reference(folder: Path) -> str:
 def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change the weights of every merged folder before it is proved, as a bad conversion does."""
     import torch
-    from safetensors.torch import load_file, save_file
 
     build: Callable[..., str] = merged.build
 
     def damaged(model: Any, folder: Path, options: Any) -> str:
         kind = build(model, folder, options)
-        weights = load_file(folder / "model.safetensors")
         torch.manual_seed(0)
-        changed = {name: weight + 0.1 * torch.randn_like(weight) for name, weight in weights.items()}
-        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        change_weights(folder, lambda name, weight: weight + 0.1 * torch.randn_like(weight))
         return kind
 
     monkeypatch.setattr(merged, "build", damaged)
