@@ -12,11 +12,17 @@ from tunesmith.core.rundir import RunDir
 from tunesmith.distributed.failure import writing_lock
 from tunesmith.distributed.process_group import peer_failures_as_errors
 from tunesmith.estimate.hardware import available_memory_gib
-from tunesmith.fetch.model_folder import ModelFolder
 from tunesmith.model.dtensor import local_shard
 from tunesmith.model.trainable import trained_parameters
-from tunesmith.tasks.tokenizer import TokenizerAdapter
-from tunesmith.train.checkpoint import Snapshot, State, is_training_sharded, prune, save_checkpoint, take_snapshot
+from tunesmith.train.checkpoint import (
+    ModelOrigin,
+    Snapshot,
+    State,
+    is_training_sharded,
+    prune,
+    save_checkpoint,
+    take_snapshot,
+)
 from tunesmith.train.loop import Setup
 from tunesmith.train.optim import optimizer_tensors
 
@@ -30,18 +36,9 @@ class AsyncSaver:
     Of the ranks that train, rank 0 writes; if trained weights are sharded, all ranks do.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        run: RunDir,
-        optimizer: Optimizer,
-        tokenizer: TokenizerAdapter,
-        base: ModelFolder,
-        card: dict[str, Any],
-    ) -> None:
+    def __init__(self, setup: Setup, run: RunDir, optimizer: Optimizer, origin: ModelOrigin) -> None:
         self._run, self._model, self._optimizer = run, setup.model, optimizer
-        self._tokenizer, self._base, self._card = tokenizer, base, card
-        self._keep = setup.recipe.train.keep_checkpoints
+        self._origin, self._keep = origin, setup.recipe.train.keep_checkpoints
         self._is_sharded = is_training_sharded(setup.model)
         self._group = setup.group.for_thread() if self._is_sharded else setup.group
         self._executor = ThreadPoolExecutor(1, "saver")
@@ -89,7 +86,7 @@ class AsyncSaver:
 
     def _write(self, snapshot: Snapshot) -> None:
         with writing_lock, peer_failures_as_errors():
-            save_checkpoint(self._run, snapshot, self._tokenizer, self._base, self._card, self._group)
+            save_checkpoint(self._run, snapshot, self._origin, self._group)
         if self._group.is_rank0:
             prune(self._run, keep=self._keep, step=snapshot.state.step, best_step=snapshot.state.best_step)
 

@@ -85,6 +85,20 @@ class Snapshot:
     is_sharded: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ModelOrigin:
+    """What the model of every checkpoint of a run is saved with, apart from its weights.
+
+    Attributes:
+        base: the model from which the training started.
+        card: the metadata in the model's folder, without the step.
+    """
+
+    base: ModelFolder
+    tokenizer: TokenizerAdapter
+    card: dict[str, Any]
+
+
 def take_snapshot(
     state: State, model: Any, optimizer: torch.optim.Optimizer, group: ProcessGroup, *, copy: bool
 ) -> Snapshot:
@@ -106,14 +120,7 @@ def is_training_sharded(model: Any) -> bool:
     return any(is_dtensor(weight) for _, weight in trained_parameters(model))
 
 
-def save_checkpoint(
-    run: RunDir,
-    snapshot: Snapshot,
-    tokenizer: TokenizerAdapter,
-    base: ModelFolder,
-    card: dict[str, Any],
-    group: ProcessGroup,
-) -> None:
+def save_checkpoint(run: RunDir, snapshot: Snapshot, origin: ModelOrigin, group: ProcessGroup) -> None:
     """Write a checkpoint: model, tokenizer, card, optimizer and state.
 
     Rank 0 writes. If trained weights are sharded, every rank writes its shard of the optimizer state, and the
@@ -122,30 +129,23 @@ def save_checkpoint(
     path = run.checkpoint(snapshot.state.step)
     if not snapshot.is_sharded:
         with new_folder(path, step=snapshot.state.step) as folder:
-            _write(run, snapshot, folder, tokenizer, base, card)
+            _write(run, snapshot, folder, origin)
             save_file(snapshot.optimizer, folder / "optimizer.safetensors")
         return
     with ExitStack() as stack:
         stack.enter_context(translate_enospc(path))
         folder = group.run_on_rank0(lambda: stack.enter_context(new_folder(path, step=snapshot.state.step)))
-        group.run_on_rank0(lambda: _write(run, snapshot, folder, tokenizer, base, card))
+        group.run_on_rank0(lambda: _write(run, snapshot, folder, origin))
         write_shards(snapshot.optimizer, folder / _SHARDS, group.channel)
         group.barrier()
 
 
-def _write(
-    run: RunDir,
-    snapshot: Snapshot,
-    folder: Path,
-    tokenizer: TokenizerAdapter,
-    base: ModelFolder,
-    card: dict[str, Any],
-) -> None:
-    name, revision = name_for_peft(base, run.checkpoint(snapshot.state.step) / "model")
+def _write(run: RunDir, snapshot: Snapshot, folder: Path, origin: ModelOrigin) -> None:
+    name, revision = name_for_peft(origin.base, run.checkpoint(snapshot.state.step) / "model")
     save_model(snapshot.model, folder / "model", base=name, revision=revision, weights=snapshot.weights)
-    tokenizer.hf_tokenizer.save_pretrained(folder / "model")
+    origin.tokenizer.hf_tokenizer.save_pretrained(folder / "model")
     make_portable(folder / "model")
-    write_json(folder / "model" / CARD, {**card, "step": snapshot.state.step})
+    write_json(folder / "model" / CARD, {**origin.card, "step": snapshot.state.step})
     if (rows := run.stage("prepare") / TRAINED_ROWS).exists():
         shutil.copyfile(rows, folder / "model" / TRAINED_ROWS)
     write_json(folder / "state.json", asdict(snapshot.state))

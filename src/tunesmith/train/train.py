@@ -33,7 +33,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.async_save import AsyncSaver
-from tunesmith.train.checkpoint import State, latest_state, restore
+from tunesmith.train.checkpoint import ModelOrigin, State, latest_state, restore
 from tunesmith.train.crash_loop import record_attempt
 from tunesmith.train.inputs import inputs
 from tunesmith.train.loop import Setup, train_steps
@@ -72,7 +72,8 @@ def train(recipe: Recipe, run: RunDir, objective: Objective = SFT) -> dict[str, 
             restore(run, state, setup.model, optimizer)
     if state.step:
         log(f"resuming from step {state.step} of {setup.plan.total_steps}")
-    training = TrainingRun(run, setup, optimizer, state, tokenizer, base, _card(recipe, run, base, stage_inputs))
+    origin = ModelOrigin(base, tokenizer, _card(recipe, run, base, stage_inputs))
+    training = TrainingRun(run, setup, optimizer, state, origin)
     try:
         # Only from here on: a process killed while it loads has not attempted a step.
         with (
@@ -110,16 +111,14 @@ class TrainingRun:
     setup: Setup
     optimizer: torch.optim.Optimizer
     state: State
-    tokenizer: TokenizerAdapter
-    base: ModelFolder
-    card: dict[str, Any]
+    origin: ModelOrigin
 
     def __post_init__(self) -> None:
         self._first_state, self._update_seconds = self.state, 0.0
         self._log_lock = threading.Lock()  # the resource monitor logs from its thread
-        self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.tokenizer, self.base, self.card)
+        self._saver = AsyncSaver(self.setup, self.run, self.optimizer, self.origin)
         rows = valid_rows(self.run)
-        self._validation = Validation(self.setup, self.run, rows, self.tokenizer) if rows is not None else None
+        self._validation = Validation(self.setup, self.run, rows, self.origin.tokenizer) if rows is not None else None
 
     def run_steps(self) -> None:
         """Take the remaining steps; log, validate and save when due, and stop early if the recipe asks for it."""
@@ -232,7 +231,7 @@ class TrainingRun:
             if validation is not None and validation.seconds > 0:
                 reading = validation.tokens / validation.seconds / rank_info.world_size
             speed = Speed(tokens_per_second, cores_per_rank(rank_info) if on_cpu else None, update, reading)
-            key = speed_key(self.card["base_digest"], self.setup.recipe)
+            key = speed_key(self.origin.card["base_digest"], self.setup.recipe)
             save_speed(key, speed, alone=rank_info.world_size == 1)
 
     def _is_due(self, every: int) -> bool:
