@@ -54,7 +54,7 @@ _LATE: dict[str, tuple[str, ...]] = {
     "evaluate/harness_process.py check_tasks": ("plan tunesmith.evaluate.harness_process:check_tasks",),
     "inference/answerable.py check_positions": ("plan tunesmith.pipeline.checks:check_prompts",),
     "promote/commands.py promote_run": ("command: promote",),
-    "model/merge.py as_dtype": ("command: export",),
+    "model/plain_folder.py _as_dtype": ("command: export",),
     "promote/mirror.py mirror": ("not before: the other registry did not answer after the version was stored",),
     "promote/promote.py check_promotion": ("command: promote, as `run` leaves the stage out without the section",),
     "model/adapter_set.py AdapterSet.__init__": (_ADAPTERS,),

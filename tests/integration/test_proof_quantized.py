@@ -11,7 +11,7 @@ from tunesmith.engines.transformers_folder import TransformersFolder
 from tunesmith.fetch.reference import CARD, ModelFolder, base_card, resolve
 from tunesmith.model import adapters
 from tunesmith.model.load import ComputeConfig, load_base
-from tunesmith.model.merge import write_plain_model
+from tunesmith.model.plain_folder import write_plain_model
 from tunesmith.model.trainable import make_trainable, trained_parameters
 from tunesmith.proof.prove import prove
 from tunesmith.proof.record import Proof

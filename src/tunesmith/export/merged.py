@@ -12,7 +12,7 @@ from tunesmith.engines.transformers_folder import TransformersFolder
 from tunesmith.export.formats import Options
 from tunesmith.export.prompt_defaults import write_prompt_defaults
 from tunesmith.fetch.reference import ModelFolder
-from tunesmith.model.merge import write_plain_model
+from tunesmith.model.plain_folder import write_plain_model
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -31,7 +31,6 @@ from tunesmith.recipe.data_record import dump_data
 from tunesmith.recipe.model import tokens_to_add
 from tunesmith.recipe.schema import Recipe
 from tunesmith.tasks.model_tokenizer import load_tokenizer
-from tunesmith.tasks.tokenizer import TokenizerAdapter
 from tunesmith.train.async_save import AsyncSaver
 from tunesmith.train.checkpoint import ModelOrigin, State, latest_state, restore
 from tunesmith.train.crash_loop import record_attempt

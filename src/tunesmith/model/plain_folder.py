@@ -35,21 +35,21 @@ def write_plain_model(model: ModelFolder, folder: Path, dtype: torch.dtype | Non
     own = AutoConfig.from_pretrained(root.path, local_files_only=True, trust_remote_code=False).dtype or torch.float32
     dtype = dtype or own
     opened = open_model(model, ComputeConfig(torch.device("cpu"), torch.float32), merged=True)
-    save_model(as_dtype(opened, dtype, model.reference), folder, base=root.reference)
+    save_model(_as_dtype(opened, dtype, model.reference), folder, base=root.reference)
     load_tokenizer(model).hf_tokenizer.save_pretrained(folder)
     make_portable(folder)
-    write_json(folder / CARD, full_model_card(model.card))
+    write_json(folder / CARD, _full_model_card(model.card))
     if trained_rows(model):
         write_trained_rows(folder / TRAINED_ROWS, (), model)
     return dtype
 
 
-def full_model_card(card: Mapping[str, Any]) -> dict[str, Any]:
+def _full_model_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the card of a model without what describes the base of an adapter."""
     return {key: value for key, value in card.items() if key not in _OF_ADAPTERS}
 
 
-def as_dtype(model: Any, dtype: torch.dtype, name: str) -> Any:
+def _as_dtype(model: Any, dtype: torch.dtype, name: str) -> Any:
     """Convert the weights of a model in place and return it; raise RecipeError if fp16 cannot hold one of them."""
     largest = torch.finfo(dtype).max
     for weight_name, weight in model.named_parameters():
