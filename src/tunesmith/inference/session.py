@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import count, islice, takewhile
 from typing import Any
 
@@ -14,7 +13,7 @@ from tunesmith.inference.prefix_cache import PrefixCache
 from tunesmith.inference.request import Answer, Limits, Request, Token, advance
 from tunesmith.inference.sampling import GREEDY, Sampling
 from tunesmith.inference.single_row import SingleRow
-from tunesmith.inference.slots import Slots
+from tunesmith.inference.slots import Slots, no_adapters
 from tunesmith.model.adapter_set import AdapterSet
 
 
@@ -59,7 +58,7 @@ class Session:
 
     @torch.inference_mode()
     def _open_rows(self, slots: int | None, prefix: Sequence[int] = ()) -> None:
-        select = self._adapters.select if self._adapters else lambda names: nullcontext()
+        select = self._adapters.select if self._adapters else no_adapters
         self._slots: Slots | SingleRow
         if slots is None:
             self._slots = SingleRow(self._model, select)

@@ -48,7 +48,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def write_columns(self, slot: int, columns: list[torch.Tensor]) -> None:
         """Write the result of `read_columns` to the beginning of a slot."""
-        for tensor, values in zip(self._tensors(), columns, strict=bool(columns)):
+        for tensor, values in zip(self._tensors(), columns, strict=True):
             tensor[slot, :, : values.shape[1]] = values
 
     @property

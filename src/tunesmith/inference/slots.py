@@ -30,10 +30,13 @@ _SCORED_PASS_TOKENS = 128
 _STRIP_ROWS = 8
 
 Ids = Sequence[int]
-
-
 # Returns the context of a forward pass, given the adapter of each row.
 SelectAdapters = Callable[[Sequence[str | None]], AbstractContextManager[None]]
+
+
+def no_adapters(names: Sequence[str | None]) -> AbstractContextManager[None]:
+    """Apply the model itself to all rows."""
+    return nullcontext()
 
 
 @dataclass(slots=True)
@@ -66,7 +69,7 @@ class Slots:
         prefix: Ids = (),
         strip_rows: int = _STRIP_ROWS,
         prefixes: PrefixCache | None = None,
-        select_adapters: SelectAdapters | None = None,
+        select_adapters: SelectAdapters = no_adapters,
     ) -> None:
         self._model, self._config = model, decoder_config(model)
         parameters = forward_parameters(model).values()
@@ -75,7 +78,7 @@ class Slots:
         self.cache = SlotCache(len(DynamicCache(config=self._config).layers), slots, slot_tokens)
         self._options = {"past_key_values": self.cache, "use_cache": True}
         self._last_only: dict[str, Any] = dict(last_logits_kwargs(model))
-        self._select = select_adapters or (lambda names: nullcontext())
+        self._select = select_adapters
         self._rows: list[Request] = []
         self._next: list[int] = []  # the next input token of each row
         self._lengths: list[int] = []  # the number of its tokens in the cache
@@ -106,12 +109,13 @@ class Slots:
             return self._read_long(first, _SCORED_PASS_TOKENS if first.needs_prompt_scores else limit)
         admitted, cached, beginnings = self._of_one_pass(requests, limit)
         rows = slice(len(self._next), len(self._next) + len(admitted))
-        for place, columns in enumerate(beginnings, rows.start):
+        for place, columns in enumerate(beginnings if cached else (), rows.start):
             self.cache.write_columns(place, columns)
         adapters = [request.adapter for request in admitted]
         self._read(rows, [request.tokens[cached:-1] for request in admitted], cached, adapters)
         for request in admitted:
-            self._enter(request, cached)
+            self._prefixes.count(cached)
+            self._enter(request)
         return len(admitted)
 
     def _read_long(self, request: Request, limit: int) -> int:
@@ -120,11 +124,12 @@ class Slots:
         reading = self._reading
         if reading is None:
             # Scores need the logits of all tokens, so none can be skipped.
-            beginning = (0, []) if request.needs_prompt_scores else self._prefixes.longest(request.adapter, tokens)
-            reading = self._reading = _Reading(request, beginning[0], [])
-            self.cache.write_columns(last, beginning[1])
-            if self._keeps_rows:
-                self._prefixes.count(reading.done)
+            longest = self._prefixes.longest
+            known, columns = (0, []) if request.needs_prompt_scores else longest(request.adapter, tokens)
+            reading = self._reading = _Reading(request, known, [])
+            if known:
+                self.cache.write_columns(last, columns)
+            self._prefixes.count(known)
         end = min(reading.done + limit, len(tokens) - 1)
         chunk, slot = tokens[reading.done : end], slice(last, last + 1)
         output = self._read(slot, [chunk], reading.done, [request.adapter], all_logits=request.needs_prompt_scores)
@@ -139,18 +144,16 @@ class Slots:
         self._reading, place = None, len(self._next)
         if place != last:
             self.cache.copy_slot(last, place, end)
-        self._enter(request, None)
+        self._enter(request)
         return 1
 
-    def _enter(self, request: Request, cached: int | None) -> None:
+    def _enter(self, request: Request) -> None:
         """Add a row that has been read to the rows that are decoded."""
         tokens, place = request.tokens, len(self._next)
         self._rows.append(request)
         self._next.append(tokens[-1])
         self._lengths.append(len(tokens) - 1)
         if self._keeps_rows:
-            if cached is not None:
-                self._prefixes.count(cached)
             self._keep(place)
 
     def _keep(self, place: int) -> None:
