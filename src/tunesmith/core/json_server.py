@@ -47,7 +47,7 @@ class JsonServer:
         self.url = url.rstrip("/")
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._before_retry = before_retry
-        proxies = [urllib.request.ProxyHandler({})] if _is_loopback(self.url) else []
+        proxies = [urllib.request.ProxyHandler({})] if _is_on_this_machine(self.url) else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
 
     def below(self, path: str) -> "JsonServer":
@@ -116,11 +116,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _is_loopback(url: str) -> bool:
-    """Return whether a URL is on this machine, which no proxy can reach; 0.0.0.0 is where a server listens for all."""
-    host = urllib.parse.urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is that of this machine only."""
     try:
-        address = ipaddress.ip_address(host)
-        return address.is_loopback or address.is_unspecified
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_on_this_machine(url: str) -> bool:
+    """Return whether a URL is on this machine, which no proxy can reach; 0.0.0.0 is where a server listens for all."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return is_loopback(host) or host in ("0.0.0.0", "::")

@@ -7,12 +7,12 @@ import hashlib
 import hmac
 import os
 from collections.abc import Collection
-from ipaddress import ip_address
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunesmith.core.errors import RecipeError
+from tunesmith.core.json_server import is_loopback
 from tunesmith.core.progress import log
 from tunesmith.serve.errors import ApiError, send_error
 
@@ -78,16 +78,6 @@ def _digest(key: bytes, where: str) -> bytes:
         hint = "make one: python -c 'import secrets; print(secrets.token_urlsafe())'"
         raise RecipeError(message, where=where, code="no-api-key", hint=hint)
     return hashlib.sha256(key).digest()
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is that of this machine only."""
-    if host in _LOOPBACK_NAMES:
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_key(host: str, file: Path | None = None) -> ApiKey | None:

@@ -7,7 +7,7 @@ from tests.support.endpoint import endpoint
 from tests.support.errors import raises
 
 from tunesmith.core.errors import RecipeError, TunesmithError
-from tunesmith.core.json_server import JsonServer, RequestRefused
+from tunesmith.core.json_server import JsonServer, RequestRefused, is_loopback
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,15 @@ def test_a_busy_server_is_asked_again_unless_the_caller_is_in_a_hurry() -> None:
         with raises(TunesmithError, "server-failed"):
             server.get("/", patient=False)
     assert len(requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),
+     ("::", False), ("10.0.0.1", False), ("example.com", False)],
+)  # fmt: skip
+def test_loopback_addresses_are_recognized(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
 
 
 def test_a_proxy_is_not_asked_for_a_server_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
