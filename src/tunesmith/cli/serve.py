@@ -83,15 +83,20 @@ def serve(
             "--drain": drain != 30, "a second model": len(models) > 1,
         }  # fmt: skip
         _refuse_own_options(own, engine)
-        _serve_by_engine(models[0], engine, host, port, type, max_tokens, as_json)
+        from tunesmith.serve.engine import EngineOptions, serve_by_engine
+
+        by_engine = EngineOptions(engine=engine, host=host, port=port, type=type, slot_tokens=max_tokens)
+        serve_by_engine(models[0], by_engine, announce=partial(_announce, _engine_announcement, as_json))
         return
     from tunesmith.serve.command import ServeOptions
     from tunesmith.serve.command import serve as serve_models
     from tunesmith.serve.pool import PoolOptions
 
-    pool = PoolOptions(precision, system, cache, max_tokens, queue)
-    options = ServeOptions(host, port, base, pool, api_key_file, tuple(allowed_host or ()), timeout, drain)
-
+    pool = PoolOptions(precision=precision, system=system, cache_gib=cache, max_tokens=max_tokens, max_waiting=queue)
+    options = ServeOptions(
+        host=host, port=port, base=base, pool=pool, api_key_file=api_key_file, allowed_hosts=allowed_host or (),
+        answer_seconds=timeout, drain_seconds=drain,
+    )  # fmt: skip
     serve_models(models, options, announce=partial(_announce, announcement, as_json))
 
 
@@ -107,16 +112,6 @@ def _refuse_own_options(own: Mapping[str, object], engine: str) -> None:
     for name in (name for name, is_set in own.items() if is_set):
         hint = "leave it out, or leave out --engine"
         raise RecipeError(f"{name} has no effect with --engine {engine}", code="no-effect", hint=hint)
-
-
-def _serve_by_engine(
-    model: str, engine: Literal["llama.cpp", "vllm"], host: str, port: int, type: str | None, tokens: int | None,
-    as_json: bool,
-) -> None:  # fmt: skip
-    from tunesmith.serve.engine import EngineOptions, serve_by_engine
-
-    options = EngineOptions(engine, host, port, type, tokens)
-    serve_by_engine(model, options, announce=partial(_announce, _engine_announcement, as_json))
 
 
 def _engine_announcement(facts: dict[str, Any]) -> str:
