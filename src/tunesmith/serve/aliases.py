@@ -66,12 +66,15 @@ class Aliases:
             except TunesmithError as error:  # such as an alias that was removed
                 self._catalog.failures[served.name] = error.code
                 continue
-            if version != self._models[served.name].name and not self._waits(served.name, version):
+            if version == self._models[served.name].name:  # perhaps moved back to it
+                self._forget_failure(served.name)
+            elif not self._waits(served.name, version):
                 self._swap(served, version)
-            elif version == self._models[served.name].name:  # moved back to the version that is served
-                self._refused.pop(served.name, None)
-                self._catalog.failures.pop(served.name, None)
         self._pool.keep_only(self._models.values())
+
+    def _forget_failure(self, name: str) -> None:
+        self._refused.pop(name, None)
+        self._catalog.failures.pop(name, None)
 
     def _waits(self, name: str, version: str) -> bool:
         """Return whether a version failed so recently that it is not tried again yet."""
@@ -90,8 +93,7 @@ class Aliases:
             log(f"{served.name} stays at {before}; {version} cannot be served: {error}")
             return
         self._models[served.name] = model
-        self._refused.pop(served.name, None)
-        self._catalog.failures.pop(served.name, None)
+        self._forget_failure(served.name)
         self._publish()
         self._metrics.swaps.inc()
         log(f"{served.name} is now {model.name}; it was {before}")

@@ -27,8 +27,13 @@ class Collected:
 
     @property
     def finish_reason(self) -> str:
-        """`stop` if a stop token or stop string ended the answer, `length` if its limit did."""
-        return "stop" if self.stopped else "length"
+        """Why the answer ended."""
+        return finish_reason(self.stopped)
+
+
+def finish_reason(stopped: bool) -> str:
+    """Return `stop` if a stop token or stop string ended an answer, `length` if its limit did."""
+    return "stop" if stopped else "length"
 
 
 async def collect(plan: Plan) -> list[Collected]:

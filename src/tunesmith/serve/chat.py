@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from tunesmith.inference.request import Token
-from tunesmith.serve.answers import Collected, collect, envelope, usage_of
+from tunesmith.serve.answers import Collected, collect, envelope, finish_reason, usage_of
 from tunesmith.serve.generation import Generation
 from tunesmith.serve.logprobs import chat_logprobs
 from tunesmith.serve.plan import Plan
@@ -40,7 +40,6 @@ def _choice(request: ChatRequest, plan: Plan, place: int, answer: Collected) -> 
 async def chat_chunks(request: ChatRequest, plan: Plan) -> AsyncGenerator[dict[str, Any]]:
     """Yield the chunks of a streamed chat completion; raise ApiError if an answer fails."""
     common = envelope("chat.completion.chunk", plan.model)
-    with_usage = request.stream_options is not None and request.stream_options.include_usage
     streams = [plan.model.prompts.answer_stream(plan.stop) for _ in plan.works]
     held: list[list[Token]] = [[] for _ in plan.works]
     new_tokens = 0
@@ -51,7 +50,7 @@ async def chat_chunks(request: ChatRequest, plan: Plan) -> AsyncGenerator[dict[s
         choice["logprobs"] = _logprobs(request, plan, scores) if scores else None
         if request.return_token_ids:
             choice["token_ids"] = [score.id for score in scores]
-        return {**common, "choices": [choice], **({"usage": None} if with_usage else {})}
+        return {**common, "choices": [choice], **({"usage": None} if request.has_usage else {})}
 
     async with Generation(plan) as generation:
         for place in range(len(plan.works)):
@@ -65,8 +64,8 @@ async def chat_chunks(request: ChatRequest, plan: Plan) -> AsyncGenerator[dict[s
                 new_tokens += len(event.answer.ids)
                 if (text := streams[place].finish()) or held[place]:
                     yield chunk(place, {"content": text})
-                yield chunk(place, {}, "stop" if event.answer.stopped else "length")
-    if with_usage:
+                yield chunk(place, {}, finish_reason(event.answer.stopped))
+    if request.has_usage:
         yield {**common, "choices": [], "usage": usage_of(plan, new_tokens)}
 
 

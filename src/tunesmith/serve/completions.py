@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from tunesmith.inference.request import Token
-from tunesmith.serve.answers import Collected, collect, envelope, usage_of
+from tunesmith.serve.answers import Collected, collect, envelope, finish_reason, usage_of
 from tunesmith.serve.generation import Generation
 from tunesmith.serve.logprobs import completion_logprobs
 from tunesmith.serve.plan import Ids, Plan
@@ -50,7 +50,6 @@ def _ids(prompt: Ids | None, ids: Any) -> dict[str, Any]:
 async def completion_chunks(request: CompletionRequest, plan: Plan) -> AsyncGenerator[dict[str, Any]]:
     """Yield the chunks of a streamed completion; raise ApiError if an answer fails."""
     common = envelope("text_completion", plan.model)
-    with_usage = request.stream_options is not None and request.stream_options.include_usage
     streams = [plan.model.prompts.continued_stream(plan.stop) for _ in plan.works]
     held: list[list[Token]] = [[] for _ in plan.works]
     sent = [0] * len(plan.works)  # characters
@@ -66,7 +65,7 @@ async def completion_chunks(request: CompletionRequest, plan: Plan) -> AsyncGene
             choice |= _ids(prompt, (score.id for score in scores))
         sent[place] += len(text)
         is_first[place] = False
-        return {**common, "choices": [choice], **({"usage": None} if with_usage else {})}
+        return {**common, "choices": [choice], **({"usage": None} if request.has_usage else {})}
 
     async with Generation(plan) as generation:
         async for place, event in generation:
@@ -76,6 +75,6 @@ async def completion_chunks(request: CompletionRequest, plan: Plan) -> AsyncGene
                     yield chunk(place, text)
             elif isinstance(event, Done):
                 new_tokens += len(event.answer.ids)
-                yield chunk(place, streams[place].finish(), "stop" if event.answer.stopped else "length")
-    if with_usage:
+                yield chunk(place, streams[place].finish(), finish_reason(event.answer.stopped))
+    if request.has_usage:
         yield {**common, "choices": [], "usage": usage_of(plan, new_tokens)}

@@ -79,7 +79,11 @@ def serve_by_engine(argument: str, options: EngineOptions, *, announce: Callable
 
 
 def _require_program(engine: EngineName) -> None:
-    llama_cpp_version() if engine == "llama.cpp" else vllm_python()
+    """Raise RecipeError if the program is not installed."""
+    if engine == "llama.cpp":
+        llama_cpp_version()
+    else:
+        vllm_python()
 
 
 def _export(model: ModelFolder, options: EngineOptions) -> Exported:

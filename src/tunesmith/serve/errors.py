@@ -91,6 +91,11 @@ async def send_json(status: int, value: Mapping[str, Any], send: Send, *, header
     """Send JSON as the whole response."""
     body = json.dumps(value, ensure_ascii=False).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    await send_head(status, headers, send)
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_head(status: int, headers: Mapping[str, str], send: Send) -> None:
+    """Send the status and the headers, which begin a response."""
     raw = [(name.encode(), text.encode("latin-1")) for name, text in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from tunesmith.core.progress import log
-from tunesmith.serve.errors import ApiError, send_json
+from tunesmith.serve.errors import ApiError, send_head, send_json
 
 _DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
@@ -79,8 +79,7 @@ class EventStream:
     async def _send_all(self, send: Send) -> None:
         first = await anext(self._chunks)
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **self._headers}
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await send_head(200, headers, send)
         async with asyncio.timeout(self._seconds):
             await _send_event(first, send)
             try:

@@ -164,6 +164,11 @@ class GenerationRequest(_Request):
         """Whether the request asks for log-probabilities."""
         return bool(getattr(self, "logprobs", None) not in (None, False))
 
+    @property
+    def has_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     @model_validator(mode="after")
     def _check_effects(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:

@@ -113,7 +113,6 @@ class Stats:
         cancelled: requests that were cancelled.
         prompt_tokens: tokens of the prompts of all accepted requests.
         new_tokens: tokens of answers.
-        steps: forward passes.
         retries: passes that failed and were repeated with fewer requests.
         prefix_hits: prompts of which a beginning was known.
         prefix_misses: the other prompts.
@@ -129,7 +128,6 @@ class Stats:
     cancelled: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
-    steps: int = 0
     retries: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0

@@ -302,7 +302,6 @@ class Worker:
     def _step(self) -> None:
         problem: Exception | None = None
         try:
-            self._stats.steps += 1
             tokens = self._session.step()
         except Exception as error:  # the thread must survive
             problem = error.with_traceback(None)  # its frames hold the tensors of the failed pass
