@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from tests.support.served import HELLO, KEY, serve_command
+from tests.support.served import HELLO, KEY, serve_command, wait_until
 
 MESSAGES = HELLO["messages"]
 
@@ -55,8 +55,4 @@ def test_a_model_is_served_by_llama_cpp(arguments: list[str], finished: Path, tm
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/exports").rglob("*.gguf")} == first
         process.kill()
         process.wait()
-        for _ in range(100):
-            if not is_open(facts):
-                break
-            signal.sigtimedwait([], 0.1)
-        assert not is_open(facts)
+        wait_until(lambda: not is_open(facts), seconds=10)

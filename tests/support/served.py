@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def server(*models: str, **options: Any) -> Iterator[Server]:
         yield running
     finally:
         running.pool.close()
+
+
+def wait_until(is_reached: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for a condition."""
+    until = time.monotonic() + seconds
+    while not is_reached():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def register(folder: str | Path, name: str = "tiny", *, alias: str = "staging", **facts: Any) -> str:

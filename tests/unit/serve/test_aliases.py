@@ -2,12 +2,11 @@
 
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.served import HELLO, Server, listening, register, server
+from tests.support.served import HELLO, Server, listening, register, server, wait_until
 from tests.support.tiny import save_model
 from tests.support.tuned import CHAT, tuned_model
 
@@ -84,14 +83,9 @@ def test_requests_during_a_promotion_are_answered_whole_by_one_version(versions:
 
 def wait_for(running: Server, version: str, answers: list[tuple[str, str]]) -> None:
     """Wait until a version is served and has answered."""
-    until = time.monotonic() + 60
-    while running.service.catalog.find("tiny@staging").name != version:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: running.service.catalog.find("tiny@staging").name == version)
     seen = len(answers)
-    while version not in {name for name, _ in answers[seen:]}:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: version in {name for name, _ in answers[seen:]})
 
 
 def answer_of(folder: str) -> str:
@@ -149,10 +143,7 @@ def test_a_rollback_does_not_wait_for_a_request_to_the_old_version(
         running.aliases.update()
         assert answer(running)[0] == "tiny@1"
         step.set()
-        until = time.monotonic() + 60
-        while worker.is_alive:  # it ends with its last answer
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: not worker.is_alive)  # it ends with its last answer
         assert isinstance(ended[-1], Done)
 
 
@@ -173,7 +164,4 @@ def test_an_error_does_not_end_the_following_of_aliases(
         with listening(running):
             assert failed.wait(60)
             register(versions[1])
-            until = time.monotonic() + 60
-            while running.service.catalog.find("tiny@staging").name != "tiny@2":
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            wait_until(lambda: running.service.catalog.find("tiny@staging").name == "tiny@2")

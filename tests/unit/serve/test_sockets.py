@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from tests.support.errors import raises
-from tests.support.served import HELLO, KEY, Server, listening, server
+from tests.support.served import HELLO, KEY, Server, listening, server, wait_until
 
 from tunesmith.core.errors import RecipeError
 from tunesmith.serve import http_server
@@ -38,12 +38,10 @@ def read_until_closed(connection: socket.socket) -> bytes:
     return received
 
 
-def wait_until_idle(running: Server, seconds: float = 10.0) -> None:
-    """Wait until no request is in the worker."""
-    until = time.monotonic() + seconds
-    while (stats := running.worker("tiny").stats).running or stats.waiting:
-        assert time.monotonic() < until, stats
-        time.sleep(0.01)
+def is_idle(running: Server) -> bool:
+    """Return whether no request is in the worker."""
+    stats = running.worker("tiny").stats
+    return not stats.running and not stats.waiting
 
 
 def test_the_client_of_openai(served: Server, address: tuple[str, int]) -> None:
@@ -96,7 +94,7 @@ def test_a_client_that_disconnects_frees_its_slot(served: Server, address: tuple
             if not stream:
                 while not served.worker("tiny").stats.running:
                     time.sleep(0.001)
-    wait_until_idle(served)
+    wait_until(lambda: is_idle(served), seconds=10)
     after = served.worker("tiny").stats
     assert after.cancelled - before.cancelled == aborts
     # All of them together took a fraction of the tokens that one would have taken to its end.

@@ -5,12 +5,15 @@ import threading
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from tests.contract.sources import ROOT
 from tests.support.served import HELLO, Server, server
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.serve.app import ServerLimits, make_app
+from tunesmith.serve.body import read_json_object
+from tunesmith.serve.errors import ApiError
 
 SECRET = "a-prompt-that-must-stay-private"
 LONG: dict[str, Any] = {"model": "tiny", "prompt": [[5] * 8], "logit_bias": {"2": -100}, "max_tokens": 400}
@@ -78,11 +81,6 @@ def test_an_answer_that_takes_too_long_is_504(tuned: str) -> None:
 
 
 def test_a_slow_body_is_408() -> None:
-    from starlette.requests import Request
-
-    from tunesmith.serve.body import read_json_object
-    from tunesmith.serve.errors import ApiError
-
     async def receive() -> Any:
         await asyncio.sleep(0.02)
         return {"type": "http.request", "body": b" ", "more_body": True}
