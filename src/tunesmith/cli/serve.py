@@ -66,8 +66,7 @@ def serve(
         tunesmith serve shop-sql@staging --engine llama.cpp --type q8_0
     """
     if not models:
-        hint = "pass one or more, such as NAME@staging"
-        raise RecipeError("there is no model to serve", code="usage", hint=hint)
+        raise RecipeError("there is no model to serve", code="usage", hint="pass one or more, such as NAME@staging")
     _require("--port", port, 0 <= port <= 65535, "0 to 65535")
     _require("--max-tokens", max_tokens, max_tokens is None or max_tokens >= 2, "2 or more")
     _require("--cache", cache, cache is None or 0 < cache < float("inf"), "above 0 GiB")
@@ -88,8 +87,7 @@ def serve(
         by_engine = EngineOptions(engine=engine, host=host, port=port, type=type, slot_tokens=max_tokens)
         serve_by_engine(models[0], by_engine, announce=partial(_announce, _engine_announcement, as_json))
         return
-    from tunesmith.serve.command import ServeOptions
-    from tunesmith.serve.command import serve as serve_models
+    from tunesmith.serve.command import ServeOptions, serve_models
     from tunesmith.serve.pool import PoolOptions
 
     pool = PoolOptions(precision=precision, system=system, cache_gib=cache, max_tokens=max_tokens, max_waiting=queue)

@@ -30,7 +30,7 @@ class ServeOptions:
     drain_seconds: int = 30
 
 
-def serve(models: Sequence[str], options: ServeOptions, *, announce: Callable[[dict[str, Any]], None]) -> None:
+def serve_models(models: Sequence[str], options: ServeOptions, *, announce: Callable[[dict[str, Any]], None]) -> None:
     """Serve models until SIGTERM or Ctrl-C.
 
     Args:

@@ -56,7 +56,7 @@ def broken(generator: random.Random, path: str) -> bytes:
 
 
 async def send_all(served: Server, count: int) -> dict[int, int]:
-    """Send broken requests, 16 at a time; check every response, and return the number of each status."""
+    """Send broken requests, several at a time; check every response, and return the number of each status."""
     generator = random.Random(0)
     app = make_app(served.service, key=ApiKey(KEY), hosts=None, logs=False)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
