@@ -1,8 +1,8 @@
 """Fine-tune language models from one recipe, and prove whether the result is better.
 
 The folders in the order in which a row passes through them: demo, fetch, recipe, tasks, data, model, train, evaluate
-(with inference and scoring), report, promote and registry. `pipeline` runs them as stages, here or on Slurm; `sweep`
-compares several runs; `cli` has the commands.
+(with inference and scoring), report, promote and registry, then export (with gguf, engines and proof) and serve.
+`pipeline` runs them as stages, here or on Slurm; `sweep` compares several runs; `cli` has the commands.
 """
 
 from importlib import import_module, metadata

@@ -15,12 +15,12 @@ from tunesmith.export.prompt_code import prompt_code
 from tunesmith.export.provenance import provenance_of
 from tunesmith.export.usage import Target, usages
 from tunesmith.fetch.reference import ModelFolder
+from tunesmith.inference.recorded import DEFAULT_MAX_NEW_TOKENS
 from tunesmith.proof.record import Proof
 from tunesmith.recipe.schema import Seq2SeqData
 from tunesmith.tasks.recorded_data import recorded_data
 
 README = "README.md"
-_DEFAULT_NEW_TOKENS = 256
 _TEMPLATE = Path(__file__).parent / "card.md.j2"
 
 
@@ -64,7 +64,7 @@ def write_card(
         rank=highest_rank(model.path) if model.base is not None else None,
         adapter_only=adapter_only,
         has_encoder=isinstance(data, Seq2SeqData),
-        max_new_tokens=(facts.recipe.get("evaluate") or {}).get("max_new_tokens") or _DEFAULT_NEW_TOKENS,
+        max_new_tokens=(facts.recipe.get("evaluate") or {}).get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS,
         on_hub=repository is not None,
     )
     text = load_template(_TEMPLATE).render(

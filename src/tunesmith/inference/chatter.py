@@ -28,7 +28,6 @@ from tunesmith.tasks.model_tokenizer import load_tokenizer
 from tunesmith.tasks.recorded_data import recorded_data
 from tunesmith.tasks.tokenizer import TokenizerAdapter
 
-_MAX_NEW_TOKENS = 256
 TaskData = ChatData | CompletionData | Seq2SeqData | TextData
 
 
@@ -208,7 +207,7 @@ class Chatter:
     def _default_limit(self, prompt: EncodedPrompt) -> int:
         """Return the default limit of an answer in tokens, which leaves room for its prompt."""
         taken = len(self.task.decoder_prefix_ids or prompt.ids)
-        return max(1, min(self.recorded.max_new_tokens or _MAX_NEW_TOKENS, max_positions(self.model) - taken))
+        return max(1, min(self.recorded.max_new_tokens, max_positions(self.model) - taken))
 
     def encode_prompt(self, turns: Sequence[Turn]) -> EncodedPrompt:
         """Return a prompt with its ids. Chat templates may rewrite earlier answers, such as removing their thoughts.

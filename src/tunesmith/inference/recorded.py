@@ -9,17 +9,20 @@ from tunesmith.fetch.reference import ModelFolder
 from tunesmith.recipe.load import load_recipe
 from tunesmith.registry.store import Registry
 
+DEFAULT_MAX_NEW_TOKENS = 256
+"""The limit of an answer of a model without a recorded recipe."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedOptions:
     """The settings of a recipe that the model's own folder does not have.
 
     Attributes:
-        max_new_tokens: the limit of an answer in the evaluation; None if no recipe is recorded.
+        max_new_tokens: the limit of an answer in the evaluation.
         rename: the columns that its sources rename, as {column of the source: column of the recipe}.
     """
 
-    max_new_tokens: int | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     rename: Mapping[str, str] = field(default_factory=dict)
 
     def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +44,8 @@ def recorded_options(model: ModelFolder) -> RecordedOptions:
     rename = {
         old: new for source in sources if isinstance(source, dict) for old, new in (source.get("rename") or {}).items()
     }
-    return RecordedOptions((recipe.get("evaluate") or {}).get("max_new_tokens"), rename)
+    limit = (recipe.get("evaluate") or {}).get("max_new_tokens")
+    return RecordedOptions(limit or DEFAULT_MAX_NEW_TOKENS, rename)
 
 
 def recorded_recipe(model: ModelFolder) -> dict[str, Any]:

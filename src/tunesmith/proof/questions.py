@@ -137,7 +137,7 @@ def questions_about(model: ModelFolder, rows: RunRows | str) -> Questions:
     )
 
 
-def _prompts_of_probes(task: Task, limit: int | None) -> Prompts:
+def _prompts_of_probes(task: Task, limit: int) -> Prompts:
     """Return prompts that need no data: conversations, or texts to complete."""
     if isinstance(task, ChatTask):
         turns = [_turns(conversation) for conversation in _all_conversations(task)]
@@ -150,7 +150,7 @@ def _prompts_of_probes(task: Task, limit: int | None) -> Prompts:
             ids.append(tuple(encode(prompt)))
             examples.append(Example(f"probe {number}", number, f"probe {number}", prompt))
     texts = tuple("\n\n".join(turn.text for turn in example.turns) for example in examples)
-    new_tokens = min(limit or _PROBE_TOKENS, _PROBE_TOKENS)
+    new_tokens = min(limit, _PROBE_TOKENS)
     return Prompts(tuple(examples), tuple(ids), texts, task.stop_ids, new_tokens, task.decoder_prefix_ids)
 
 

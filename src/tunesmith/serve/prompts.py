@@ -26,8 +26,6 @@ SystemPolicy = Literal["recipe", "client"]
 Messages = Sequence[tuple[str, str]]
 """(role, text) of each message."""
 
-_DEFAULT_LIMIT = 256
-
 
 class Prompts:
     """The prompts and texts of one model. All methods can be called from any thread.
@@ -94,7 +92,7 @@ class Prompts:
     @property
     def default_limit(self) -> int:
         """The limit of an answer in tokens if a request has none: that of the evaluation, else 256."""
-        return self._chatter.recorded.max_new_tokens or _DEFAULT_LIMIT
+        return self._chatter.recorded.max_new_tokens
 
     @property
     def vocab_size(self) -> int:
